@@ -1,0 +1,425 @@
+"""The whole of a run's configuration: one dataclass a section, one check for all.
+
+An experiment file returns an `ExperimentConfig` from `get_config(arg)`. Rules that a
+single value cannot show (batch against lanes, one option against another) stand in
+`ExperimentConfig.validate`; rules that need the data set are checked where it is read.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+
+from rankax.config.base import Config, ConfigError, suggest
+
+DENSE_OPTIMIZERS = ("adam", "adamw", "adagrad", "sgd")
+ROW_OPTIMIZERS = ("rowwise_adagrad", "sgd")
+DECAYS = ("constant", "linear", "cosine")
+
+
+# Options that say how and where a run is done, not what it computes: they may change
+# between starts of one run.
+NOT_OF_THE_RUN = (
+    "checkpoint",
+    "data.num_threads",
+    "data.prefetch_batches",
+    "data.source.path",
+    "eval.batch_size",
+    "eval.exact_auc",
+    "eval.save_predictions",
+    "mesh",
+    "observe",
+)
+
+
+# ---------------------------------------------------------------- data
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class SourceConfig(Config):
+    """Where examples come from; use `ParquetConfig` or `SyntheticConfig`."""
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ParquetConfig(SourceConfig):
+    """A dataset folder: Parquet shards per split and `dataset.json`."""
+
+    path: str = ""
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class DataConfig(Config):
+    """Input. Empty `tasks` and `fields` mean all that the dataset card names."""
+
+    source: SourceConfig = dataclasses.field(default_factory=ParquetConfig)
+    tasks: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    lanes: int = 16  # virtual lanes: part of the order of examples, not of the machine
+    shuffle: bool = True
+    num_threads: int = 1
+    prefetch_batches: int = 2
+
+
+# ---------------------------------------------------------------- tables and model
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TableSpec:
+    """One embedding table that a backbone asks for.
+
+    Attributes:
+        name: table name of the dataset card.
+        role: what the model uses it for: "embedding", or "weight" for 1-wide rows.
+        num_rows: V.
+        dim: D.
+        init: "normal" (scale = standard deviation) or "uniform" (scale = bound).
+        init_scale: see `init`.
+    """
+
+    name: str
+    role: str
+    num_rows: int
+    dim: int
+    init: str = "normal"
+    init_scale: float = 1e-4
+
+
+def tables_for_role(
+    num_rows: Mapping[str, int],
+    *,
+    role: str,
+    dim: int,
+    init: str = "normal",
+    init_scale: float = 1e-4,
+) -> tuple[TableSpec, ...]:
+    """Returns one `TableSpec` per table of the card, all of the same width.
+
+    Args:
+        num_rows: table name -> V.
+        role: see `TableSpec`.
+        dim: D.
+        init: "normal", "uniform", or "xavier_uniform": uniform with the bound
+            √(6 / (V + D)) of each table.
+        init_scale: see `TableSpec`; unused by "xavier_uniform".
+    """
+    specs = []
+    for name, rows in num_rows.items():
+        kind, scale = init, init_scale
+        if init == "xavier_uniform":
+            kind, scale = "uniform", math.sqrt(6 / (rows + dim))
+        spec = TableSpec(
+            name=name, role=role, num_rows=rows, dim=dim, init=kind, init_scale=scale
+        )
+        specs.append(spec)
+    return tuple(specs)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TablesConfig(Config):
+    """Layout of the embedding tables over the machine.
+
+    Attributes:
+        num_shards: S, the fixed number of virtual shards of a row-sharded table;
+            any device count that divides it can train or restore.
+        replicate_below_bytes: smaller tables are replicated and trained as dense
+            parameters.
+    """
+
+    num_shards: int = 1024
+    replicate_below_bytes: int = 1 << 20
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class BackboneConfig(Config):
+    """Base of every backbone's configuration."""
+
+    def tables(
+        self, num_rows: Mapping[str, int], *, num_tasks: int
+    ) -> tuple[TableSpec, ...]:
+        """Returns the tables that the backbone needs, given table name -> V and T."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class SequenceConfig(Config):
+    """Base of every sequence encoder's configuration."""
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class MeanPoolingConfig(SequenceConfig):
+    """Mean of the history's embeddings (`rankax.models.sequences.mean_pooling`)."""
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ModelConfig(Config):
+    """Backbone on embedded fields and encoded sequences, one head per task."""
+
+    backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
+    sequence: SequenceConfig = dataclasses.field(default_factory=MeanPoolingConfig)
+    task_weights: tuple[float, ...] = ()  # one per task; empty = all 1
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TrainConfig(Config):
+    """Length of the run. Exactly one of `num_steps` and `num_epochs` is set."""
+
+    seed: int = 0
+    batch_size: int = 4096
+    num_steps: int = 0
+    num_epochs: int = 0
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class DenseOptimizerConfig(Config):
+    """Optimizer (optax) of network weights and replicated tables.
+
+    Attributes:
+        l2: λ of (λ/2)·‖W‖² on kernels of the network (not on biases and norms).
+        table_l2: λ of (λ/2)·‖E‖² on whole replicated tables.
+        weight_decay: decoupled decay of kernels, "adamw" only.
+        clip_norm: bound of the global gradient norm; 0 = off.
+    """
+
+    name: str = "adam"
+    learning_rate: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    l2: float = 0.0
+    table_l2: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class SparseOptimizerConfig(Config):
+    """Row optimizer of row-sharded tables; formulas in `embeddings/optimizers.py`."""
+
+    name: str = "rowwise_adagrad"
+    learning_rate: float = 0.02
+    eps: float = 1e-8
+    initial_accumulator: float = 0.0
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ScheduleConfig(Config):
+    """One factor on both learning rates, counted by one step counter.
+
+    Attributes:
+        warmup_steps: linear from 0 to 1 over these steps.
+        decay: "constant", "linear" or "cosine" from the end of the warm-up to the
+            last step, down to `final_factor`.
+        plateau_factor: multiplies the rate when the selection metric has not improved
+            for `plateau_patience` evaluations; 0 = off.
+        min_factor: floor of the plateau's product.
+    """
+
+    warmup_steps: int = 0
+    decay: str = "constant"
+    final_factor: float = 0.0
+    plateau_factor: float = 0.0
+    plateau_patience: int = 1
+    min_factor: float = 1e-3
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class OptimizerConfig(Config):
+    """Dense and sparse optimizer under one schedule."""
+
+    dense: DenseOptimizerConfig = dataclasses.field(
+        default_factory=DenseOptimizerConfig
+    )
+    sparse: SparseOptimizerConfig = dataclasses.field(
+        default_factory=SparseOptimizerConfig
+    )
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class EvalConfig(Config):
+    """Validation during training, and the final reading of the test split.
+
+    Attributes:
+        every_steps: 0 = at the end of every epoch.
+        batch_size: 0 = `train.batch_size`.
+        metric: selection metric, "<task>/<metric>"; "" = AUC of the first task.
+        early_stopping_patience: stop after this many evaluations without a better
+            metric; 0 = off. The best checkpoint is what gets tested either way.
+        exact_auc: sort all scores instead of the bit-pattern histogram.
+        save_predictions: write `predictions.parquet` of the test split.
+    """
+
+    every_steps: int = 0
+    batch_size: int = 0
+    metric: str = ""
+    early_stopping_patience: int = 0
+    exact_auc: bool = False
+    save_predictions: bool = False
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class CheckpointConfig(Config):
+    """Checkpoints are saved at every evaluation, and every `every_steps` if set."""
+
+    every_steps: int = 0
+    keep_last: int = 1
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ObserveConfig(Config):
+    """What the run tells while it goes on and when it ends."""
+
+    log_every: int = 50
+    tensorboard: bool = True
+    report: bool = True
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class MeshConfig(Config):
+    """Devices along each mesh axis; `data` 0 = all devices / `model`."""
+
+    data: int = 0
+    model: int = 1
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ExperimentConfig(Config):
+    """Everything that decides a run's result."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    tables: TablesConfig = dataclasses.field(default_factory=TablesConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    observe: ObserveConfig = dataclasses.field(default_factory=ObserveConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def validate(self) -> None:
+        """Raises one `ConfigError` that lists every broken rule with advice."""
+        problems = [*_ranges(self), *_choices(self), *_rules(self)]
+        if problems:
+            raise ConfigError(
+                "the configuration cannot be used:\n"
+                + "\n".join(f"  - {problem}" for problem in problems)
+            )
+
+
+def _ranges(config: ExperimentConfig) -> list[str]:
+    """Smallest allowed value of each number."""
+    c = config
+    at_least = {
+        "data.lanes": (c.data.lanes, 1),
+        "data.num_threads": (c.data.num_threads, 1),
+        "data.prefetch_batches": (c.data.prefetch_batches, 1),
+        "tables.num_shards": (c.tables.num_shards, 1),
+        "tables.replicate_below_bytes": (c.tables.replicate_below_bytes, 0),
+        "train.seed": (c.train.seed, 0),
+        "train.batch_size": (c.train.batch_size, 1),
+        "train.num_steps": (c.train.num_steps, 0),
+        "train.num_epochs": (c.train.num_epochs, 0),
+        "optimizer.dense.learning_rate": (c.optimizer.dense.learning_rate, 0),
+        "optimizer.dense.l2": (c.optimizer.dense.l2, 0),
+        "optimizer.dense.table_l2": (c.optimizer.dense.table_l2, 0),
+        "optimizer.dense.weight_decay": (c.optimizer.dense.weight_decay, 0),
+        "optimizer.dense.clip_norm": (c.optimizer.dense.clip_norm, 0),
+        "optimizer.sparse.learning_rate": (c.optimizer.sparse.learning_rate, 0),
+        "optimizer.sparse.eps": (c.optimizer.sparse.eps, 0),
+        "optimizer.sparse.initial_accumulator": (
+            c.optimizer.sparse.initial_accumulator,
+            0,
+        ),
+        "optimizer.schedule.warmup_steps": (c.optimizer.schedule.warmup_steps, 0),
+        "optimizer.schedule.plateau_factor": (c.optimizer.schedule.plateau_factor, 0),
+        "optimizer.schedule.plateau_patience": (
+            c.optimizer.schedule.plateau_patience,
+            1,
+        ),
+        "eval.every_steps": (c.eval.every_steps, 0),
+        "eval.batch_size": (c.eval.batch_size, 0),
+        "eval.early_stopping_patience": (c.eval.early_stopping_patience, 0),
+        "checkpoint.every_steps": (c.checkpoint.every_steps, 0),
+        "checkpoint.keep_last": (c.checkpoint.keep_last, 1),
+        "observe.log_every": (c.observe.log_every, 1),
+        "mesh.data": (c.mesh.data, 0),
+        "mesh.model": (c.mesh.model, 1),
+    }
+    return [
+        f"{name} = {value} must be at least {minimum}"
+        for name, (value, minimum) in at_least.items()
+        if not value >= minimum
+    ]
+
+
+def _choices(config: ExperimentConfig) -> list[str]:
+    """Names that must be one of a list."""
+    choices = {
+        "optimizer.dense.name": (config.optimizer.dense.name, DENSE_OPTIMIZERS),
+        "optimizer.sparse.name": (config.optimizer.sparse.name, ROW_OPTIMIZERS),
+        "optimizer.schedule.decay": (config.optimizer.schedule.decay, DECAYS),
+    }
+    return [
+        f"{name} = {value!r} is unknown; {suggest(value, known)}"
+        for name, (value, known) in choices.items()
+        if value not in known
+    ]
+
+
+def _rules(config: ExperimentConfig) -> list[str]:
+    """Rules between options."""
+    problems = []
+    data, train, dense = config.data, config.train, config.optimizer.dense
+    schedule = config.optimizer.schedule
+    lanes = max(data.lanes, 1)
+    if type(config.model.backbone) is BackboneConfig:
+        problems.append(
+            "model.backbone is not set; choose one of rankax.models.backbones, "
+            "for example DCNv2Config()"
+        )
+    if type(data.source) is SourceConfig:
+        problems.append("data.source is not set; use ParquetConfig or SyntheticConfig")
+    if isinstance(data.source, ParquetConfig) and not data.source.path:
+        problems.append("data.source.path is empty; set it to a dataset folder")
+    for name, size in (
+        ("train.batch_size", train.batch_size),
+        ("eval.batch_size", config.eval.batch_size),
+    ):
+        if size % lanes:
+            problems.append(
+                f"{name} = {size} must be a multiple of data.lanes = {lanes}; "
+                f"use {max(size // lanes, 1) * lanes} or other lanes"
+            )
+    if (train.num_steps > 0) == (train.num_epochs > 0):
+        problems.append(
+            f"train.num_steps = {train.num_steps} and train.num_epochs = "
+            f"{train.num_epochs}: set exactly one of them"
+        )
+    if config.tables.num_shards & (config.tables.num_shards - 1):
+        problems.append(
+            f"tables.num_shards = {config.tables.num_shards} must be a power of two"
+        )
+    if dense.weight_decay > 0 and dense.name != "adamw":
+        problems.append(
+            f"optimizer.dense.weight_decay is used by 'adamw' only, not {dense.name!r};"
+            " set optimizer.dense.l2 or the other optimizer"
+        )
+    if schedule.plateau_factor >= 1:
+        problems.append(
+            f"optimizer.schedule.plateau_factor = {schedule.plateau_factor} "
+            "must be below 1 (0 = off)"
+        )
+    if schedule.decay == "constant" and schedule.final_factor:
+        problems.append(
+            "optimizer.schedule.final_factor has no use with decay = 'constant'; "
+            "choose 'linear' or 'cosine'"
+        )
+    weights = config.model.task_weights
+    if weights and data.tasks and len(weights) != len(data.tasks):
+        problems.append(
+            f"model.task_weights has {len(weights)} values for {len(data.tasks)} "
+            f"tasks {data.tasks}"
+        )
+    return problems

@@ -1,0 +1,169 @@
+"""Which columns a run reads, and where each stands in the packed arrays.
+
+`Schema` is derived from the dataset card and the configuration. Everything after the
+reader (routing, models, metrics) knows arrays by their place in the schema, not by
+Parquet column names.
+
+Packed arrays of n examples (all row-major):
+    ids               [n, K] int32    row within its table; -1 = padding
+    lengths           [n, M] int32    valid ids of each list field or sequence
+    numeric           [n, N] float32
+    labels            [n, T] float32  0 or 1
+    weight            [n] float32     0 = padding example
+    group             [n] int64       only if the card names a group column
+    time              [n] int64       only if the card names a time column
+    domain            [n] int32       only if the card names a domain column
+    true_probability  [n, T] float32  only if every task's label has one
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+
+from rankax.config.base import suggest
+from rankax.data.card import (
+    Card,
+    CategoricalField,
+    DataError,
+    Field,
+    Label,
+    NumericField,
+    SequenceField,
+    Table,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IdSlot:
+    """A run of columns in `ids` that comes from one Parquet column.
+
+    Attributes:
+        field: name of the field or sequence.
+        name: name of the slot: the field's, or "<sequence>/<column>".
+        column: Parquet column.
+        table: table of the ids.
+        start: first column in `ids`.
+        width: number of columns: 1, or L of a list or sequence.
+        bag: column in `lengths`; -1 for a single id.
+        combiner: "mean" or "sum" for a list; "" for a single id and for sequences.
+    """
+
+    field: str
+    name: str
+    column: str
+    table: str
+    start: int
+    width: int
+    bag: int
+    combiner: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schema:
+    """The fields and tasks in use, in the card's order; see the module."""
+
+    card: Card
+    fields: tuple[Field, ...]
+    labels: tuple[Label, ...]
+
+    @classmethod
+    def select(
+        cls, card: Card, *, fields: Sequence[str] = (), tasks: Sequence[str] = ()
+    ) -> "Schema":
+        """Selects fields and tasks by name; an empty selection takes all.
+
+        Raises:
+            DataError: a name that the card does not have.
+        """
+        return cls(
+            card=card,
+            fields=_pick("data.fields", card.fields, fields, card.name),
+            labels=_pick("data.tasks", card.labels, tasks, card.name),
+        )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, T of them."""
+        return tuple(label.name for label in self.labels)
+
+    @property
+    def numeric(self) -> tuple[NumericField, ...]:
+        """Numeric fields, N of them."""
+        return tuple(f for f in self.fields if isinstance(f, NumericField))
+
+    @property
+    def sequences(self) -> tuple[SequenceField, ...]:
+        """Sequence fields."""
+        return tuple(f for f in self.fields if isinstance(f, SequenceField))
+
+    @functools.cached_property
+    def slots(self) -> tuple[IdSlot, ...]:
+        """Slots of `ids`: categorical fields first, then sequences, in card order."""
+        slots: list[IdSlot] = []
+        start = bag = 0
+        for field in self.fields:
+            if not isinstance(field, CategoricalField):
+                continue
+            is_list = field.max_length > 0
+            slot = IdSlot(
+                field=field.name,
+                name=field.name,
+                column=field.column or field.name,
+                table=field.table,
+                start=start,
+                width=field.max_length if is_list else 1,
+                bag=bag if is_list else -1,
+                combiner=field.combiner if is_list else "",
+            )
+            slots.append(slot)
+            start += slot.width
+            bag += is_list
+        for field in self.sequences:
+            for column in field.columns:
+                slot = IdSlot(
+                    field=field.name,
+                    name=f"{field.name}/{column.name}",
+                    column=column.column,
+                    table=column.table,
+                    start=start,
+                    width=field.max_length,
+                    bag=bag,
+                    combiner="",
+                )
+                slots.append(slot)
+                start += slot.width
+            bag += 1
+        return tuple(slots)
+
+    @property
+    def num_id_columns(self) -> int:
+        """K, the columns of `ids`."""
+        return sum(slot.width for slot in self.slots)
+
+    @property
+    def num_bags(self) -> int:
+        """M, the columns of `lengths`."""
+        return max((slot.bag for slot in self.slots), default=-1) + 1
+
+    @functools.cached_property
+    def tables(self) -> dict[str, Table]:
+        """Tables that the selected fields use, in the card's order."""
+        used = {slot.table for slot in self.slots}
+        return {table.name: table for table in self.card.tables if table.name in used}
+
+    @property
+    def has_true_probability(self) -> bool:
+        """Whether the true probability of every task is known."""
+        return all(label.true_probability for label in self.labels)
+
+
+def _pick(option: str, known: Sequence, names: Sequence[str], card: str) -> tuple:
+    by_name = {entry.name: entry for entry in known}
+    for name in names:
+        if name not in by_name:
+            raise DataError(
+                f"{option} names {name!r}, which data set {card!r} does not have; "
+                f"{suggest(name, tuple(by_name))}"
+            )
+    wanted = set(names) or by_name.keys()
+    return tuple(entry for entry in known if entry.name in wanted)

@@ -1,0 +1,138 @@
+"""What a backbone receives, what it returns, and how it becomes known.
+
+A backbone is an `nnx.Module` built as `Backbone(config, inputs, rngs=...)` and called
+as `backbone(features, rngs=...)`. It returns a representation [B, W], or [B, T, W] when
+it is task-aware; the heads turn that into one logit per task. A backbone whose
+equation ends in logits of its own sets `returns_logits = True` and returns [B, T].
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import re
+from typing import Any, TypeVar
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from rankax.config.base import ConfigError, suggest
+from rankax.config.experiment import (  # re-exported: all that a model file needs
+    BackboneConfig,
+    TableSpec,
+    tables_for_role,
+)
+
+__all__ = [
+    "BackboneConfig",
+    "Features",
+    "InputSpec",
+    "TableSpec",
+    "build_backbone",
+    "named_config",
+    "register_backbone",
+    "tables_for_role",
+]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """One batch, looked up and encoded.
+
+    Attributes:
+        embedded: role -> [B, F, D_role]: a token per categorical field (bags already
+            combined) and per encoded sequence column, in the order of
+            `InputSpec.tokens`.
+        numeric: [B, N] float32.
+    """
+
+    embedded: Mapping[str, jax.Array]
+    numeric: jax.Array
+
+    def flatten(self, role: str = "embedding") -> jax.Array:
+        """Returns all inputs side by side, [B, F·D + N]."""
+        embedded = self.embedded[role]
+        flat = embedded.reshape(len(embedded), -1)
+        return jnp.concatenate([flat, self.numeric], axis=1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """Static shapes of `Features`.
+
+    Attributes:
+        tokens: names of the F embedded fields and sequence columns.
+        dims: role -> D.
+        num_numeric: N.
+        num_tasks: T.
+    """
+
+    tokens: tuple[str, ...]
+    dims: Mapping[str, int]
+    num_numeric: int
+    num_tasks: int
+
+    @property
+    def num_fields(self) -> int:
+        """F."""
+        return len(self.tokens)
+
+    def flat_dim(self, role: str = "embedding") -> int:
+        """Width of `Features.flatten`: F·D + N."""
+        return self.num_fields * self.dims[role] + self.num_numeric
+
+
+_BACKBONES: dict[type[BackboneConfig], type[nnx.Module]] = {}
+_Backbone = TypeVar("_Backbone", bound=type[nnx.Module])
+
+
+def register_backbone(
+    config_class: type[BackboneConfig],
+) -> Callable[[_Backbone], _Backbone]:
+    """Class decorator: builds this backbone from that configuration class."""
+
+    def register(backbone: _Backbone) -> _Backbone:
+        _BACKBONES[config_class] = backbone
+        return backbone
+
+    return register
+
+
+def registered() -> dict[str, type[BackboneConfig]]:
+    """Returns the name of each backbone (its file's name) and its config class."""
+    return {
+        backbone.__module__.rsplit(".", 1)[-1]: config_class
+        for config_class, backbone in _BACKBONES.items()
+    }
+
+
+def named_config(name: str, **options: Any) -> BackboneConfig:
+    """Returns the configuration of a backbone by its name, such as "dcnv2".
+
+    Raises:
+        ConfigError: no backbone of that name.
+    """
+    known = registered()
+    if name not in known:
+        plain = {re.sub(r"[^a-z0-9]", "", key): key for key in known}
+        name = plain.get(re.sub(r"[^a-z0-9]", "", name.lower()), name)
+    if name not in known:
+        raise ConfigError(f"unknown model {name!r}; {suggest(name, tuple(known))}")
+    return known[name](**options)
+
+
+def build_backbone(
+    config: BackboneConfig, inputs: InputSpec, *, rngs: nnx.Rngs
+) -> nnx.Module:
+    """Builds the backbone that its configuration class is registered for.
+
+    Raises:
+        ConfigError: nothing is registered for this configuration class.
+    """
+    if type(config) not in _BACKBONES:
+        raise ConfigError(
+            f"no backbone is registered for {type(config).__name__}; decorate its "
+            "module with @register_backbone and import it in "
+            "rankax/models/backbones/__init__.py"
+        )
+    return _BACKBONES[type(config)](config, inputs, rngs=rngs)

@@ -1,0 +1,163 @@
+"""The dense model: combine looked-up rows, encode sequences, backbone, heads."""
+
+from collections.abc import Mapping
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from rankax.config.experiment import ModelConfig
+from rankax.data.schema import IdSlot, Schema
+from rankax.layers.linear import linear
+from rankax.layers.pooling import mean_pool
+from rankax.models import backbones  # registers them  # noqa: F401
+from rankax.models.base import Features, InputSpec, build_backbone
+from rankax.models.sequences import build_encoder
+
+
+class Ranker(nnx.Module):
+    """Everything but the tables; a function of already looked-up rows.
+
+    Attributes:
+        inputs: shapes that the backbone sees.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        schema: Schema,
+        dims: Mapping[str, int],
+        *,
+        rngs: nnx.Rngs,
+    ):
+        """Builds encoders, backbone and heads.
+
+        Args:
+            config: model configuration.
+            schema: fields and tasks.
+            dims: role -> D of the looked-up rows.
+            rngs: initialisation randomness.
+        """
+        self.inputs = InputSpec(
+            tokens=tuple(slot.name for slot in schema.slots),
+            dims=dict(dims),
+            num_numeric=len(schema.numeric),
+            num_tasks=len(schema.tasks),
+        )
+        self._slots = schema.slots
+        self.encoders = nnx.Dict()
+        if "embedding" in dims:
+            for field in schema.sequences:
+                self.encoders[field.name] = build_encoder(
+                    config.sequence,
+                    num_columns=len(field.columns),
+                    dim=dims["embedding"],
+                    rngs=rngs,
+                )
+        self.backbone = build_backbone(config.backbone, self.inputs, rngs=rngs)
+        self.head = (
+            None
+            if getattr(self.backbone, "returns_logits", False)
+            else Head(self._representation(), len(schema.tasks), rngs=rngs)
+        )
+
+    def __call__(
+        self,
+        rows: Mapping[str, jax.Array],
+        lengths: jax.Array,
+        numeric: jax.Array,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Computes logits.
+
+        Args:
+            rows: role -> [B, K, D] as `TableEngine.embed` returns them.
+            lengths: [B, M] int32.
+            numeric: [B, N] float32.
+            rngs: stream "dropout"; needed in training mode only.
+
+        Returns:
+            [B, T] float32.
+        """
+        embedded = {
+            role: jnp.concatenate(self._combine(role, x, lengths, rngs), axis=1)
+            for role, x in rows.items()
+        }
+        features = Features(embedded=embedded, numeric=numeric)
+        hidden = self.backbone(features, rngs=rngs)
+        logits = hidden if self.head is None else self.head(hidden)
+        return logits.astype(jnp.float32)
+
+    def _combine(
+        self, role: str, rows: jax.Array, lengths: jax.Array, rngs: nnx.Rngs | None
+    ) -> list[jax.Array]:
+        """Turns the K id columns into pieces of the F tokens, in slot order."""
+        pieces, index, slots = [], 0, self._slots
+        while index < len(slots):
+            run = _run_of(slots, index)
+            first, last = run[0], run[-1]
+            piece = rows[:, first.start : last.start + last.width]
+            if first.bag >= 0 and not first.combiner:  # a sequence
+                events = piece.reshape(len(rows), len(run), first.width, -1)
+                events = events.swapaxes(1, 2)  # [B, L, A, D]
+                if first.field in self.encoders and role == "embedding":
+                    encoder = self.encoders[first.field]
+                    piece = encoder(events, lengths[:, first.bag], rngs=rngs)
+                else:
+                    piece = mean_pool(events, lengths[:, first.bag])
+            elif first.combiner == "mean":
+                piece = mean_pool(piece[:, :, None], lengths[:, first.bag])
+            elif first.combiner == "sum":
+                piece = piece.sum(axis=1, keepdims=True)
+            pieces.append(piece)
+            index += len(run)
+        return pieces
+
+    def _representation(self) -> tuple[int, ...]:
+        """Shape of the backbone's output without the batch."""
+        inputs = self.inputs
+        features = Features(
+            embedded={
+                role: jax.ShapeDtypeStruct((8, inputs.num_fields, dim), jnp.float32)
+                for role, dim in inputs.dims.items()
+            },
+            numeric=jax.ShapeDtypeStruct((8, inputs.num_numeric), jnp.float32),
+        )
+        graph, state = nnx.split(self.backbone)
+
+        def apply(state, features):
+            backbone = nnx.merge(graph, state, copy=True)
+            backbone.eval()
+            return backbone(features)
+
+        return jax.eval_shape(apply, state, features).shape[1:]
+
+
+class Head(nnx.Module):
+    """One logit per task: z_t = h_t·w_t + b_t, with h shared, [W], or [T, W]."""
+
+    def __init__(self, shape: tuple[int, ...], num_tasks: int, *, rngs: nnx.Rngs):
+        """Builds w [W, T] and b [T]."""
+        self.linear = linear(shape[-1], num_tasks, rngs=rngs)
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Maps [B, W] or [B, T, W] to [B, T]."""
+        if hidden.ndim == 2:
+            return self.linear(hidden)
+        kernel, bias = self.linear.kernel[...], self.linear.bias
+        assert bias is not None
+        return jnp.einsum("btw,wt->bt", hidden, kernel) + bias[...]
+
+
+def _run_of(slots: tuple[IdSlot, ...], index: int) -> list[IdSlot]:
+    """Neighbouring slots that one operation serves: single ids, or one sequence."""
+    first = slots[index]
+    run = [first]
+    for slot in slots[index + 1 :]:
+        both_single = slot.bag < 0 and first.bag < 0
+        one_sequence = slot.bag == first.bag >= 0
+        if not (both_single or one_sequence):
+            break
+        run.append(slot)
+    return run

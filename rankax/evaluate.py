@@ -1,0 +1,70 @@
+"""Evaluation: the best checkpoint of a finished or interrupted run."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from rankax.config.base import ConfigError
+from rankax.config.experiment import ExperimentConfig
+from rankax.observe.console import Console
+from rankax.training import run_folder
+from rankax.training.checkpoint import Checkpoints
+from rankax.training.evaluator import evaluate as evaluate_split
+from rankax.training.setup import set_up
+
+FILE_NAME = "evaluation.json"
+
+
+def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
+    """Scores the valid and test splits with the best checkpoint of `workdir`.
+
+    Writes `evaluation.json`, and `predictions.parquet` of the test split if
+    `eval.save_predictions` is set. Works on any number of devices.
+
+    Returns:
+        {"step", "valid": metrics, "test": metrics}.
+
+    Raises:
+        ConfigError: no run or no checkpoint there, or of another configuration.
+    """
+    setup = set_up(config)
+    folder = run_folder.find(workdir, config)
+    console = Console(quiet=jax.process_index() > 0)
+    checkpoints = Checkpoints(
+        folder / run_folder.CHECKPOINTS, keep_last=config.checkpoint.keep_last
+    )
+    latest = checkpoints.latest_step
+    if latest is None:
+        raise ConfigError(f"{folder} holds no checkpoint yet; train it further")
+    steps = setup.steps
+    abstract, plan = steps.abstract_state(), steps.engine.plan
+    state, record = checkpoints.restore(abstract, plan=plan, step=latest)
+    step = record["plateau"]["best_step"] or latest
+    if step != latest:
+        state, _ = checkpoints.restore(abstract, plan=plan, step=step)
+    checkpoints.close()
+    result: dict[str, Any] = {"step": step}
+    for split in ("valid", "test"):
+        is_test = split == "test"
+        path = folder / "predictions.parquet"
+        evaluation = evaluate_split(
+            steps,
+            state,
+            setup.splits[split],
+            config,
+            console=console,
+            is_final=is_test,
+            predictions=path if is_test and config.eval.save_predictions else None,
+        )
+        result[split] = evaluation.metrics
+        for name, value in evaluation.metrics.items():
+            console.message(f"{split:5}  {name:28} {value:.6g}")
+    _write(folder / FILE_NAME, result)
+    console.close()
+    return result
+
+
+def _write(path: pathlib.Path, result: dict[str, Any]) -> None:
+    path.write_text(json.dumps(result, indent=1) + "\n")

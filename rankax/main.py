@@ -1,0 +1,89 @@
+"""Entry point: python -m rankax.main --config=FILE.py[:arg] --workdir=FOLDER.
+
+Options of the configuration are overridden by flags, for example
+--config.train.batch_size=8192; a config file may take an argument after a colon,
+for example experiments/quickstart.py:dcnv2.
+"""
+
+import difflib
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from rankax import evaluate, train
+from rankax.config.base import ConfigError
+from rankax.config.experiment import ExperimentConfig
+from rankax.data.card import DataError
+
+_MODES = {"train": train.train, "evaluate": evaluate.evaluate}
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "experiment file with get_config(arg), as FILE.py or FILE.py:arg"
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "run folder; the same command on the same folder continues the run"
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    list(_MODES),
+    "train: train and test; evaluate: score the best checkpoint of --workdir",
+)
+
+
+def main(argv: list[str]) -> None:
+    """Runs one mode with a checked and frozen configuration."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}; options start with --")
+    config = _CONFIG.value
+    if not isinstance(config, ExperimentConfig):
+        raise ConfigError(
+            f"get_config of --config returned {type(config).__name__}; it must return "
+            "a rankax.config.experiment.ExperimentConfig"
+        )
+    config.validate()
+    config.freeze()
+    _MODES[_MODE.value](config, _WORKDIR.value)
+
+
+def run() -> None:
+    """Parses flags and runs; configuration and data errors end without a traceback."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    flags.FLAGS.set_default("verbosity", logging.WARNING)  # Orbax tells a lot
+    try:
+        app.run(main, flags_parser=_parse)
+    except (ConfigError, DataError, train.NonFiniteError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags; a misspelt option of the configuration is answered with advice."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (KeyError, AttributeError) as error:
+        raise ConfigError(_advice(str(error), argv)) from error
+
+
+def _advice(message: str, argv: list[str]) -> str:
+    """Finds which --config.x.y does not exist and the closest one that does."""
+    options = [m[1] for arg in argv if (m := re.match(r"--config\.([^=]+)", arg))]
+    known = list(_names(ExperimentConfig()))
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean --config.{close[0]}?" if close else "see its sections"
+            return f"--config.{option}: no such option; {hint}"
+    return message
+
+
+def _names(config, prefix: str = ""):
+    for name, value in config.options():
+        yield prefix + name
+        if hasattr(value, "options"):
+            yield from _names(value, f"{prefix}{name}.")
+
+
+if __name__ == "__main__":
+    run()

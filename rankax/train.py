@@ -1,0 +1,406 @@
+"""Training: one program, read from top to bottom.
+
+Data → model → start or continue → loop (step, log, evaluate, save) → best checkpoint
+→ test → result and report. The same command on the same folder continues the run.
+"""
+
+from collections import deque
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from rankax.config.experiment import ExperimentConfig
+from rankax.data import lanes
+from rankax.data.lanes import Position
+from rankax.observe import environment, report
+from rankax.observe.console import Console, Track
+from rankax.observe.writers import MetricsWriter
+from rankax.optim import schedule
+from rankax.optim.schedule import Plateau
+from rankax.training import run_folder
+from rankax.training.checkpoint import Checkpoints
+from rankax.training.evaluator import Evaluation, evaluate
+from rankax.training.setup import Setup, set_up
+from rankax.training.state import TrainState
+
+_IN_FLIGHT = 2  # steps given to the devices ahead of the one that is waited for
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or gradient was NaN or infinite; nothing was written from that step on."""
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Progress:
+    """The host's side of a run; JSON values, saved with every checkpoint.
+
+    Attributes:
+        position: of the input after the last step.
+        examples_seen: real examples trained on, over all epochs.
+        timed_examples: those in `train_seconds`.
+        train_seconds: time in steps, without compilation, evaluation and saving.
+        wait_seconds: part of it spent waiting for input.
+        plateau: selection metric and learning-rate reductions.
+        best_metrics: validation metrics of the best evaluation.
+        is_stopped: early stopping has ended the run.
+    """
+
+    position: dict[str, Any] | None = None
+    examples_seen: int = 0
+    timed_examples: int = 0
+    train_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    plateau: Plateau = dataclasses.field(default_factory=Plateau)
+    best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    is_stopped: bool = False
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> "Progress":
+        """Reads what `dataclasses.asdict` wrote."""
+        return cls(**{**record, "plateau": Plateau(**record["plateau"])})
+
+
+def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
+    """Trains, or continues, the run in `workdir` and returns its `result.json`.
+
+    Raises:
+        ConfigError: a configuration that cannot be used.
+        DataError: input that cannot be used.
+        NonFiniteError: a loss or gradient was not finite.
+    """
+    started = time.monotonic()
+
+    # ------------------------------------------------ data, devices, model
+    setup = set_up(config)
+    folder = run_folder.claim(workdir, config)
+    finished = run_folder.read_result(folder)
+    console = Console(quiet=jax.process_index() > 0)
+    if finished is not None:
+        console.message(
+            f"{folder} is finished (step {finished['step']}); nothing to do"
+        )
+        return finished
+    steps, splits = setup.steps, setup.splits
+    per_epoch = lanes.num_batches_per_epoch(
+        splits["train"], batch_size=config.train.batch_size, lanes=config.data.lanes
+    )
+    num_steps = config.train.num_steps or config.train.num_epochs * per_epoch
+    evaluate_every = config.eval.every_steps or per_epoch
+    console.message(
+        f"{type(config.model.backbone).__name__} on {setup.schema.card.name}: "
+        f"{steps.num_dense_parameters:,} dense and "
+        f"{steps.engine.plan.num_parameters:,} table parameters, "
+        f"{steps.mesh.size} {jax.default_backend()} device(s), {num_steps:,} steps"
+    )
+
+    # ------------------------------------------------ start or continue
+    checkpoints = Checkpoints(
+        folder / run_folder.CHECKPOINTS, keep_last=config.checkpoint.keep_last
+    )
+    progress, step = Progress(), checkpoints.latest_step
+    if step is None:
+        step, state = 0, steps.init_state()
+    else:
+        state, record = checkpoints.restore(
+            steps.abstract_state(), plan=steps.engine.plan, step=step
+        )
+        progress = Progress.from_dict(record)
+        console.message(f"continuing {folder} from step {step:,}")
+    writer = MetricsWriter(
+        folder, tensorboard=config.observe.tensorboard, resume_step=step
+    )
+    batches = lanes.read_batches(
+        splits["train"],
+        setup.schema,
+        batch_size=config.train.batch_size,
+        lanes=config.data.lanes,
+        seed=config.train.seed,
+        shuffle=config.data.shuffle,
+        num_epochs=None,
+        position=progress.position and Position.from_dict(progress.position),
+        num_threads=config.data.num_threads,
+        map_batch=lambda arrays: (
+            steps.to_devices(arrays),
+            np.count_nonzero(arrays["weight"]),
+        ),
+        prefetch_batches=config.data.prefetch_batches,
+    )
+
+    # ------------------------------------------------ loop
+    track = console.track("train", total=num_steps, start=step)
+    window = _Window()
+    try:
+        while step < num_steps and not progress.is_stopped:
+            asked = time.monotonic()
+            (batch, num_examples), position = next(batches)
+            window.wait_seconds += time.monotonic() - asked
+            factor = progress.plateau.factor * schedule.factor(
+                config.optimizer.schedule, step, num_steps
+            )
+            state, loss = steps.train(state, batch, factor=factor)
+            step += 1
+            progress.position = position.to_dict()
+            window.add(loss, int(num_examples))
+
+            is_last = step == num_steps
+            is_evaluation = step % evaluate_every == 0 or is_last
+            every = config.checkpoint.every_steps
+            is_save = is_evaluation or (every and step % every == 0)
+            if step % config.observe.log_every == 0 or is_save:
+                values = window.close(progress, state)
+                _check_finite(state, config, folder)
+                values["learning_rate"] = factor * config.optimizer.dense.learning_rate
+                writer.write(
+                    step=step,
+                    split="train",
+                    epoch=_epoch(position, config, per_epoch),
+                    values=values,
+                )
+                track.update(
+                    step,
+                    loss=values["loss"],
+                    examples_per_second=values.get("examples_per_second"),
+                    input_wait=values.get("input_wait"),
+                )
+            is_best = False
+            if is_evaluation:
+                valid = evaluate(
+                    steps,
+                    state,
+                    splits["valid"],
+                    config,
+                    console=console,
+                    is_final=False,
+                )
+                is_best = _take_in(valid, progress, step, setup, config)
+                writer.write(
+                    step=step,
+                    split="valid",
+                    epoch=_epoch(position, config, per_epoch),
+                    values=valid.metrics,
+                )
+                _tell(console, track, valid, step, setup, is_best, progress)
+            if is_save:
+                checkpoints.save(
+                    step,
+                    state,
+                    dataclasses.asdict(progress),
+                    plan=steps.engine.plan,
+                    is_best=is_best,
+                )
+                window.restart()
+    finally:
+        track.close()
+        batches.close()
+        checkpoints.wait()
+
+    # ------------------------------------------------ best checkpoint on the test split
+    best_step = progress.plateau.best_step
+    if best_step and best_step != step:
+        state, _ = checkpoints.restore(
+            steps.abstract_state(), plan=steps.engine.plan, step=best_step
+        )
+    predictions = (
+        folder / "predictions.parquet" if config.eval.save_predictions else None
+    )
+    test = evaluate(
+        steps,
+        state,
+        splits["test"],
+        config,
+        console=console,
+        is_final=True,
+        predictions=predictions,
+    )
+    epoch = _epoch(Position.from_dict(progress.position or {}), config, per_epoch)
+    writer.write(step=best_step or step, split="test", epoch=epoch, values=test.metrics)
+
+    # ------------------------------------------------ result and report
+    result = {
+        "metrics": test.metrics,
+        "best_validation": {
+            "metric": setup.selection_metric,
+            "value": progress.plateau.best,
+            "step": best_step,
+            "metrics": progress.best_metrics,
+        },
+        "step": step,
+        "epoch": epoch,
+        "examples_seen": progress.examples_seen,
+        "examples_per_second": _ratio(progress.timed_examples, progress.train_seconds),
+        "input_wait": _ratio(progress.wait_seconds, progress.train_seconds),
+        "train_seconds": progress.train_seconds,
+        "wall_seconds": time.monotonic() - started,
+        "seed": config.train.seed,
+        "config_hash": run_folder.hash_of(config),
+        "model": type(config.model.backbone).__name__,
+        "dataset": setup.schema.card.name,
+        "dataset_fingerprint": "-".join(
+            splits[name].fingerprint for name in ("train", "valid", "test")
+        ),
+        "num_dense_parameters": steps.num_dense_parameters,
+        "num_table_parameters": steps.engine.plan.num_parameters,
+        "versions": environment.versions(),
+        "hardware": environment.hardware(),
+        "calibration_table": test.calibration,
+    }
+    run_folder.write_result(folder, result)
+    writer.close()
+    checkpoints.close()
+    if config.observe.report:
+        report.write_report(folder)
+    _tell_result(console, result, setup, folder)
+    console.close()
+    return result
+
+
+# ---------------------------------------------------------------- pieces of the loop
+
+
+class _Window:
+    """Losses and times between two log lines; no device value is read before `close`.
+
+    Time before the first finished step of a stretch (compilation, evaluation, saving)
+    counts as no training time.
+    """
+
+    def __init__(self) -> None:
+        self.wait_seconds = 0.0
+        self._losses: list[jax.Array] = []
+        self._flying: deque[jax.Array] = deque()
+        self._examples: list[int] = []
+        self._started = 0.0
+        self._is_timed = False
+
+    def restart(self) -> None:
+        """Begins a new stretch."""
+        self.__init__()
+
+    def add(self, loss: jax.Array, num_examples: int) -> None:
+        """Takes in a step that was just given to the devices."""
+        self._losses.append(loss)
+        self._flying.append(loss)
+        self._examples.append(num_examples)
+        if not self._is_timed:
+            loss.block_until_ready()
+            self._flying.clear()
+            self._is_timed = True
+            self._untimed = num_examples
+            self._started, self.wait_seconds = time.monotonic(), 0.0
+        elif len(self._flying) > _IN_FLIGHT:
+            self._flying.popleft().block_until_ready()
+
+    def close(self, progress: Progress, state: TrainState) -> dict[str, float]:
+        """Ends the window in one transfer and returns its log values."""
+        losses = jax.device_get((self._losses, state.step))[0]
+        seconds = time.monotonic() - self._started
+        examples = sum(self._examples)
+        timed = examples - self._untimed
+        progress.examples_seen += examples
+        values = {"loss": float(np.mean(losses))}
+        if timed:
+            progress.timed_examples += timed
+            progress.train_seconds += seconds
+            progress.wait_seconds += self.wait_seconds
+            values["examples_per_second"] = timed / seconds
+            values["input_wait"] = self.wait_seconds / seconds
+        self._losses, self._examples, self._untimed = [], [], 0
+        self._started, self.wait_seconds = time.monotonic(), 0.0
+        return values
+
+
+def _check_finite(state: TrainState, config: ExperimentConfig, folder: pathlib.Path):
+    bad = int(state.first_bad_step)
+    if bad >= 0:
+        raise NonFiniteError(
+            f"the loss or a gradient of step {bad + 1} was NaN or infinite. Nothing "
+            "was written from that step on, neither weights nor table rows, and "
+            f"{folder} still holds the last checkpoint before it. Lower the learning "
+            f"rate (optimizer.dense {config.optimizer.dense.learning_rate:g}, "
+            f"optimizer.sparse {config.optimizer.sparse.learning_rate:g}), set "
+            "optimizer.dense.clip_norm or a warm-up, in a new --workdir; or look for "
+            "extreme values in the numeric fields"
+        )
+
+
+def _take_in(
+    valid: Evaluation,
+    progress: Progress,
+    step: int,
+    setup: Setup,
+    config: ExperimentConfig,
+) -> bool:
+    """Updates best value, learning rate and early stopping; returns whether best."""
+    is_best = progress.plateau.update(
+        valid.metrics[setup.selection_metric],
+        step=step,
+        is_higher_better=setup.is_higher_better,
+        config=config.optimizer.schedule,
+    )
+    if is_best:
+        progress.best_metrics = valid.metrics
+    patience = config.eval.early_stopping_patience
+    progress.is_stopped = bool(patience and progress.plateau.since_best >= patience)
+    return is_best
+
+
+def _tell(
+    console: Console,
+    track: Track,
+    valid: Evaluation,
+    step: int,
+    setup: Setup,
+    is_best: bool,
+    progress: Progress,
+) -> None:
+    parts = [f"valid step {step:,}"]
+    for task in setup.schema.tasks:
+        for name in ("auc", "log_loss"):
+            parts.append(f"{task}/{name} {valid.metrics[f'{task}/{name}']:.4f}")
+    parts.append("(best)" if is_best else f"(lr × {progress.plateau.factor:g})")
+    console.message("  ".join(parts))
+    if progress.is_stopped:
+        console.message(
+            f"stopped early: {setup.selection_metric} has not improved for "
+            f"{progress.plateau.since_best} evaluations"
+        )
+    best = progress.plateau.best
+    if best is not None:
+        track.note(f"best {setup.selection_metric} {best:.4f}")
+
+
+def _tell_result(
+    console: Console, result: dict[str, Any], setup: Setup, folder: pathlib.Path
+) -> None:
+    metrics = result["metrics"]
+    for task in setup.schema.tasks:
+        text = (
+            f"test {task}: AUC {metrics[f'{task}/auc']:.4f} "
+            f"[{metrics[f'{task}/auc_low']:.4f}, {metrics[f'{task}/auc_high']:.4f}]  "
+            f"log loss {metrics[f'{task}/log_loss']:.4f}"
+        )
+        if f"{task}/oracle_auc" in metrics:
+            text += (
+                f"  (oracle: AUC {metrics[f'{task}/oracle_auc']:.4f}  "
+                f"log loss {metrics[f'{task}/oracle_log_loss']:.4f})"
+            )
+        console.message(text)
+    console.message(
+        f"{result['examples_per_second']:,.0f} examples/s, input wait "
+        f"{result['input_wait']:.1%}, {result['wall_seconds']:.0f} s in all; "
+        f"see {folder / 'report.html'}"
+    )
+
+
+def _epoch(position: Position, config: ExperimentConfig, per_epoch: int) -> float:
+    """Epochs done, with the fraction of the current one."""
+    batch_per_lane = config.train.batch_size // config.data.lanes
+    return position.epoch + position.rows_per_lane / batch_per_lane / per_epoch
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else 0.0

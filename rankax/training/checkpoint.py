@@ -1,0 +1,159 @@
+"""Checkpoints of a run; the only module that imports Orbax.
+
+A checkpoint holds the train state as one flat dict "params/network/...": array, and a
+JSON record: the host's side of the run (input position, selection metric, counters)
+and a manifest with the shape of every array and the offset of every table in its
+stack. Saving is asynchronous and atomic: a killed save leaves the previous checkpoint.
+"""
+
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from rankax.config.base import ConfigError
+from rankax.embeddings.placement import TablePlan
+from rankax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints in one folder; keeps the newest ones and the best one."""
+
+    def __init__(self, folder: pathlib.Path, *, keep_last: int):
+        """Opens or creates the folder; leftovers of killed saves are removed.
+
+        Args:
+            folder: where the checkpoints are.
+            keep_last: newest checkpoints to keep besides the best.
+        """
+        policies = ocp.training.preservation_policies
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep_last),
+                policies.BestN(get_metric_fn=lambda m: m["best_rank"], n=1),
+            ]
+        )
+        self._folder = folder
+        self._checkpointer = ocp.training.Checkpointer(
+            folder.absolute(),
+            preservation_policy=keep,
+            # `save` forces every save; this replaces a default that adds its own.
+            save_decision_policy=(
+                ocp.training.save_decision_policies.ContinuousCheckpointingPolicy()
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        record: Mapping[str, Any],
+        *,
+        plan: TablePlan,
+        is_best: bool,
+    ) -> None:
+        """Starts saving; the state may be donated to the next step right away.
+
+        Args:
+            step: number of the checkpoint.
+            state: state after `step` updates.
+            record: JSON values that `restore` returns as they are.
+            plan: placement of the tables, for the manifest.
+            is_best: keep it until a later best one.
+        """
+        arrays = _flatten(state)
+        text = json.dumps({"manifest": _manifest(arrays, plan), "record": dict(record)})
+        self._checkpointer.save_checkpointables_async(
+            step,
+            {"state": arrays, "record": {"json": text}},
+            # Ranked by step: among the best ones so far, the latest is the best.
+            metrics={"best_rank": step if is_best else -1},
+            force=True,
+            overwrite=step in {c.step for c in self._checkpointer.checkpoints},
+        )
+
+    def restore(
+        self, abstract: TrainState, *, plan: TablePlan, step: int
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Loads a checkpoint into the shardings of `abstract`, on any device count.
+
+        Raises:
+            ConfigError: the checkpoint holds other arrays or tables than this run.
+        """
+        self.wait()
+        loaded = self._checkpointer.load_checkpointables(step, {"record": None})
+        saved = json.loads(loaded["record"]["json"])
+        arrays = _flatten(abstract)
+        _check_manifest(
+            saved["manifest"],
+            _manifest(arrays, plan),
+            where=f"checkpoint {step} in {self._folder}",
+        )
+        arrays = self._checkpointer.load_checkpointables(step, {"state": arrays})
+        structure = jax.tree.structure(abstract)
+        return (
+            jax.tree.unflatten(structure, list(_in_order(abstract, arrays["state"]))),
+            saved["record"],
+        )
+
+    def wait(self) -> None:
+        """Returns when the save in progress is complete."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Completes the save in progress and releases the folder."""
+        self._checkpointer.close()
+
+
+def _flatten(state: TrainState) -> dict[str, Any]:
+    leaves, _ = jax.tree.flatten_with_path(state)
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def _in_order(state: TrainState, arrays: Mapping[str, Any]):
+    return (arrays[_name(path)] for path, _ in jax.tree.leaves_with_path(state))
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _manifest(arrays: Mapping[str, Any], plan: TablePlan) -> dict[str, Any]:
+    """Shape and dtype of each array, and where each table is in its stack."""
+    return {
+        "arrays": {
+            name: f"{x.dtype}{list(x.shape)}" for name, x in sorted(arrays.items())
+        },
+        "tables": {
+            f"{part.name}/{table.spec.name}": {
+                "num_rows": table.spec.num_rows,
+                "offset": table.offset,
+                "salt": table.salt,
+            }
+            for part in (*plan.groups, *plan.stacks)
+            for table in part.tables
+        },
+    }
+
+
+def _check_manifest(saved: Any, wanted: Any, *, where: str) -> None:
+    for kind in ("tables", "arrays"):
+        for name in sorted(saved[kind].keys() | wanted[kind].keys()):
+            found, expected = saved[kind].get(name), wanted[kind].get(name)
+            if found != expected:
+                raise ConfigError(
+                    f"{where} does not fit this run: {kind[:-1]} {name!r} is "
+                    f"{found or 'absent'} there and {expected or 'absent'} here; use "
+                    "the data set and configuration that it was saved with, or "
+                    "another --workdir"
+                )

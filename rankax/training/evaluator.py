@@ -1,0 +1,159 @@
+"""Metrics of one whole split, read through the same reader as training."""
+
+from collections import deque
+from collections.abc import Iterator
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rankax.config.experiment import ExperimentConfig
+from rankax.data import lanes
+from rankax.data.source import SplitSource
+from rankax.metrics import binary
+from rankax.metrics.task_metrics import TaskMetrics
+from rankax.observe.console import Console
+from rankax.training.state import TrainState
+from rankax.training.step import Steps
+
+_IN_FLIGHT = 2  # batches given to the devices ahead of the one being read back
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Result of one pass over a split.
+
+    Attributes:
+        metrics: "<task>/<metric>" -> value.
+        calibration: task -> rows of [mean predicted, observed rate, weight].
+    """
+
+    metrics: dict[str, float]
+    calibration: dict[str, list[list[float]]]
+
+
+def evaluate(
+    steps: Steps,
+    state: TrainState,
+    source: SplitSource,
+    config: ExperimentConfig,
+    *,
+    console: Console,
+    is_final: bool,
+    predictions: pathlib.Path | None = None,
+) -> Evaluation:
+    """Scores every example of the split once.
+
+    Args:
+        steps: compiled steps.
+        state: its parameters and tables are used.
+        source: the split.
+        config: `eval` and `data` sections.
+        console: progress.
+        is_final: add bootstrap intervals.
+        predictions: Parquet file to write labels and probabilities to.
+    """
+    schema = steps.schema
+    metrics = {
+        task: TaskMetrics(
+            exact_auc=config.eval.exact_auc,
+            has_group=bool(schema.card.group),
+            has_true_probability=schema.has_true_probability,
+        )
+        for task in schema.tasks
+    }
+    batch_size = config.eval.batch_size or config.train.batch_size
+    total = lanes.num_batches_per_epoch(
+        source, batch_size=batch_size, lanes=config.data.lanes
+    )
+    track = console.track(f"evaluate {source.name}", total=total)
+    writer = _PredictionWriter(predictions, schema.tasks) if predictions else None
+    scored = _scores(steps, state, source, config, batch_size)
+    for number, (logits, arrays) in enumerate(scored, 1):
+        for t, task in enumerate(schema.tasks):
+            true = arrays.get("true_probability")
+            metrics[task].update(
+                logits[:, t],
+                arrays["labels"][:, t],
+                arrays["weight"],
+                group=arrays.get("group"),
+                true_probability=None if true is None else true[:, t],
+            )
+        if writer:
+            writer.write(logits, arrays)
+        track.update(number)
+    track.close()
+    if writer:
+        writer.close()
+    return Evaluation(
+        metrics={
+            f"{task}/{name}": value
+            for task in schema.tasks
+            for name, value in metrics[task].result(interval=is_final).items()
+        },
+        calibration={task: metrics[task].calibration_table() for task in schema.tasks},
+    )
+
+
+def _scores(
+    steps: Steps,
+    state: TrainState,
+    source: SplitSource,
+    config: ExperimentConfig,
+    batch_size: int,
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Yields logits [B, T] and the host's arrays of each batch, in order."""
+    batches = lanes.read_batches(
+        source,
+        steps.schema,
+        batch_size=batch_size,
+        lanes=config.data.lanes,
+        seed=0,
+        shuffle=False,
+        num_epochs=1,
+        num_threads=config.data.num_threads,
+        map_batch=lambda arrays: (steps.to_devices(arrays), arrays),
+        prefetch_batches=config.data.prefetch_batches,
+    )
+    waiting: deque[tuple[jax.Array, dict[str, Any]]] = deque()
+    for (batch, arrays), _ in batches:
+        waiting.append((steps.evaluate(state, batch), arrays))
+        if len(waiting) > _IN_FLIGHT:
+            logits, arrays = waiting.popleft()
+            yield np.asarray(logits), arrays
+    for logits, arrays in waiting:
+        yield np.asarray(logits), arrays
+
+
+class _PredictionWriter:
+    """Streams `<task>/label`, `<task>/probability`, ... of real examples to Parquet."""
+
+    def __init__(self, path: pathlib.Path, tasks: tuple[str, ...]):
+        self._path = path
+        self._draft = path.with_name(path.name + ".part")
+        self._tasks = tasks
+        self._file: pq.ParquetWriter | None = None
+
+    def write(self, logits: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+        real = arrays["weight"] > 0
+        columns = {}
+        for t, task in enumerate(self._tasks):
+            columns[f"{task}/label"] = arrays["labels"][real, t].astype(np.int8)
+            columns[f"{task}/probability"] = binary.probability(logits[real, t])
+            if "true_probability" in arrays:
+                true = arrays["true_probability"][real, t]
+                columns[f"{task}/true_probability"] = true
+        columns["weight"] = arrays["weight"][real]
+        table = pa.table(columns)
+        if self._file is None:
+            self._file = pq.ParquetWriter(self._draft, table.schema)
+        self._file.write_table(table)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._draft.replace(self._path)

@@ -1,0 +1,82 @@
+"""The folder of one run: its configuration, its result, and whose it is."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from rankax.config.base import ConfigError, config_hash, difference
+from rankax.config.experiment import NOT_OF_THE_RUN, ExperimentConfig
+
+CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
+
+
+def claim(workdir: str, config: ExperimentConfig) -> pathlib.Path:
+    """Creates the run folder, or accepts the one that this configuration started.
+
+    Raises:
+        ConfigError: the folder belongs to another configuration.
+    """
+    folder = pathlib.Path(workdir)
+    path = folder / CONFIG
+    if path.exists():
+        _check_same(path, config)
+    elif folder.exists() and any(folder.iterdir()):
+        raise ConfigError(
+            f"--workdir={folder} holds files but no {CONFIG}, so it is not a run "
+            "folder; name a new or empty folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(path, {"hash": hash_of(config), "config": config.to_dict()})
+    return folder
+
+
+def find(workdir: str, config: ExperimentConfig) -> pathlib.Path:
+    """Returns the folder of an existing run of this configuration.
+
+    Raises:
+        ConfigError: no run there, or one of another configuration.
+    """
+    path = pathlib.Path(workdir) / CONFIG
+    if not path.exists():
+        raise ConfigError(
+            f"--workdir={workdir} holds no run ({CONFIG} is missing); train one with "
+            "--mode=train"
+        )
+    _check_same(path, config)
+    return path.parent
+
+
+def hash_of(config: ExperimentConfig) -> str:
+    """Returns the hash of what decides a run's result."""
+    return config_hash(config, ignore=NOT_OF_THE_RUN)
+
+
+def write_result(folder: pathlib.Path, result: dict[str, Any]) -> None:
+    """Writes `result.json`, whole or not at all."""
+    _write_json(folder / RESULT, result)
+
+
+def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Returns `result.json` of a finished run, else None."""
+    path = folder / RESULT
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _check_same(path: pathlib.Path, config: ExperimentConfig) -> None:
+    saved = json.loads(path.read_text())
+    if saved["hash"] == hash_of(config):
+        return
+    changes = difference(saved["config"], config.to_dict(), ignore=NOT_OF_THE_RUN)
+    raise ConfigError(
+        f"--workdir={path.parent} belongs to a run of another configuration "
+        f"({saved['hash']}, now {hash_of(config)}):\n"
+        + "\n".join(f"  - {change}" for change in changes)
+        + "\nname another --workdir, or go back to that configuration"
+    )
+
+
+def _write_json(path: pathlib.Path, tree: dict[str, Any]) -> None:
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(tree, indent=1) + "\n")
+    os.replace(draft, path)

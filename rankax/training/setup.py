@@ -1,0 +1,87 @@
+"""What training and evaluation both start from: data, devices, compiled steps."""
+
+import dataclasses
+
+import jax
+
+from rankax.config.base import ConfigError, suggest
+from rankax.config.experiment import ExperimentConfig
+from rankax.data import source as sources
+from rankax.data.schema import Schema
+from rankax.data.source import SplitSource
+from rankax.metrics.task_metrics import higher_is_better
+from rankax.parallel import mesh as meshes
+from rankax.training.step import Steps
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A validated run before its state exists.
+
+    Attributes:
+        schema: fields and tasks in use.
+        splits: "train", "valid" and "test".
+        steps: the model and its compiled steps.
+        selection_metric: "<task>/<metric>" that chooses the best checkpoint.
+        is_higher_better: its direction.
+    """
+
+    schema: Schema
+    splits: dict[str, SplitSource]
+    steps: Steps
+    selection_metric: str
+    is_higher_better: bool
+
+
+def set_up(config: ExperimentConfig) -> Setup:
+    """Checks everything that can be checked before the first step.
+
+    Raises:
+        ConfigError: options that do not fit each other, the data or the devices.
+        DataError: a data set that cannot be used.
+    """
+    config.validate()
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"{jax.process_count()} processes: this version trains in one process on "
+            "all its devices"
+        )
+    mesh = meshes.make_mesh(data=config.mesh.data, model=config.mesh.model)
+    for name, size in (
+        ("train.batch_size", config.train.batch_size),
+        ("eval.batch_size", config.eval.batch_size),
+    ):
+        if size % mesh.size:
+            raise ConfigError(
+                f"{name} = {size} must be a multiple of the {mesh.size} devices; use "
+                f"{max(size // mesh.size, 1) * mesh.size}"
+            )
+    card = sources.load_card(config.data.source)
+    schema = Schema.select(card, fields=config.data.fields, tasks=config.data.tasks)
+    metric = config.eval.metric or f"{schema.tasks[0]}/auc"
+    task, _, name = metric.rpartition("/")
+    if task not in schema.tasks:
+        raise ConfigError(
+            f"eval.metric = {metric!r} names no task of the run; "
+            f"{suggest(metric, [f'{task}/{name or metric}' for task in schema.tasks])}"
+        )
+    try:
+        is_higher_better = higher_is_better(metric)
+    except ValueError as error:
+        raise ConfigError(f"eval.metric: {error}") from error
+    if name == "gauc" and not card.group:
+        raise ConfigError(
+            f"eval.metric = {metric!r} needs a group column, and the card of "
+            f"{card.name!r} names none"
+        )
+    splits = {
+        name: sources.open_split(config.data.source, name, schema)
+        for name in ("train", "valid", "test")
+    }
+    return Setup(
+        schema=schema,
+        splits=splits,
+        steps=Steps(config, schema, mesh),
+        selection_metric=metric,
+        is_higher_better=is_higher_better,
+    )

@@ -1,0 +1,260 @@
+"""The jitted training and evaluation steps.
+
+One `jax.jit` per step with the whole state donated: lookup, forward, backward, dense
+optimizer and in-place row update. Learning rates come in as data. A step whose loss or
+gradient is not finite writes nothing, neither dense weights nor rows, and neither do
+the steps after it: the host finds state and position as they were before it.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+import optax
+
+from rankax.config.base import ConfigError
+from rankax.config.experiment import ExperimentConfig
+from rankax.data.schema import Schema
+from rankax.embeddings import optimizers
+from rankax.embeddings.engine import TableEngine
+from rankax.embeddings.placement import TablePlan, plan_tables
+from rankax.losses import binary_log_loss
+from rankax.models.ranker import Ranker
+from rankax.optim.dense import NETWORK, TABLES, dense_optimizer
+from rankax.parallel import mesh as meshes
+from rankax.training.state import TrainState
+
+DeviceBatch = dict[str, Any]
+_DEVICE_ARRAYS = ("lengths", "numeric", "labels", "weight")
+
+
+def plan_for(
+    config: ExperimentConfig, schema: Schema, *, num_devices: int
+) -> TablePlan:
+    """Places the tables that the configured backbone asks for."""
+    specs = config.model.backbone.tables(
+        {table.name: table.num_rows for table in schema.tables.values()},
+        num_tasks=len(schema.tasks),
+    )
+    columns = [slot.table for slot in schema.slots for _ in range(slot.width)]
+    plan = plan_tables(
+        specs, column_tables=columns, config=config.tables, num_devices=num_devices
+    )
+    if config.optimizer.dense.table_l2 and plan.groups:
+        names = [table.spec.name for group in plan.groups for table in group.tables]
+        raise ConfigError(
+            "optimizer.dense.table_l2 acts on whole replicated tables, but tables "
+            f"{names} are sharded by row; raise tables.replicate_below_bytes or set it "
+            "to 0"
+        )
+    return plan
+
+
+class Steps:
+    """Builds the model and holds its compiled steps.
+
+    Attributes:
+        schema: fields and tasks.
+        mesh: device mesh.
+        engine: the tables.
+    """
+
+    def __init__(self, config: ExperimentConfig, schema: Schema, mesh: Mesh):
+        """Plans the tables and traces the model; allocates no parameters.
+
+        Raises:
+            ConfigError: the configuration does not fit the data set or the devices.
+        """
+        self.schema = schema
+        self.mesh = mesh
+        self.engine = TableEngine(
+            plan_for(config, schema, num_devices=mesh.size),
+            mesh,
+            optimizers.from_config(config.optimizer.sparse),
+        )
+        self._config = config
+        self._task_weights = _task_weights(config, schema)
+        self._optimizer = dense_optimizer(config.optimizer.dense)
+        self._seed = config.train.seed
+        abstract = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
+        self._graph = nnx.split(abstract, nnx.Param, ...)[0]
+        self._train = jax.jit(self._train_step, donate_argnums=0)
+        self._evaluate = jax.jit(self._logits)
+
+    # ------------------------------------------------------------ state
+
+    def init_state(self) -> TrainState:
+        """Allocates the state, sharded; depends on the seed, not on the devices."""
+        key = jax.random.key(self._seed)
+        network_key, table_key, stack_key, rng = jax.random.split(key, 4)
+
+        def dense() -> TrainState:
+            _, params, rest = nnx.split(self._build(network_key), nnx.Param, ...)
+            params = {
+                NETWORK: nnx.to_pure_dict(params),
+                TABLES: self.engine.init_stacks(stack_key),
+            }
+            return TrainState(
+                step=jnp.int32(0),
+                params=params,
+                opt_state=self._optimizer.init(params),
+                rest=nnx.to_pure_dict(rest),
+                tables={},
+                rng=jax.random.key_data(rng),
+                first_bad_step=jnp.int32(-1),
+            )
+
+        state = jax.jit(dense, out_shardings=meshes.replicated(self.mesh))()
+        tables = self.engine.init_tables(table_key)
+        return dataclasses.replace(state, tables=tables)
+
+    def abstract_state(self) -> TrainState:
+        """Returns shapes, dtypes and shardings of the state, allocating nothing."""
+        state = jax.eval_shape(self.init_state)
+        replicated = meshes.replicated(self.mesh)
+        sharded = meshes.over_all_devices(self.mesh)
+
+        def place(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                tree,
+            )
+
+        tables = place(state.tables, sharded)
+        return dataclasses.replace(
+            place(dataclasses.replace(state, tables={}), replicated), tables=tables
+        )
+
+    @property
+    def num_dense_parameters(self) -> int:
+        """Trainable numbers of the network, tables excluded."""
+        params = jax.eval_shape(self.init_state).params[NETWORK]
+        return sum(x.size for x in jax.tree.leaves(params))
+
+    def _build(self, key: jax.Array) -> Ranker:
+        dims = self.engine.plan.dims
+        return Ranker(self._config.model, self.schema, dims, rngs=nnx.Rngs(key))
+
+    # ------------------------------------------------------------ batches
+
+    def to_devices(self, arrays: Mapping[str, np.ndarray]) -> DeviceBatch:
+        """Routes a packed batch and starts its transfer; called by the reader thread.
+
+        Args:
+            arrays: packed arrays of this process's examples (`rankax.data.schema`).
+        """
+        batch = {name: arrays[name] for name in _DEVICE_ARRAYS}
+        batch["routes"] = self.engine.route(arrays["ids"])
+        sharding = meshes.over_all_devices(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+        )
+
+    # ------------------------------------------------------------ steps
+
+    def train(
+        self, state: TrainState, batch: DeviceBatch, *, factor: float
+    ) -> tuple[TrainState, jax.Array]:
+        """Takes one step; the given state is consumed.
+
+        Args:
+            state: current state.
+            batch: from `to_devices`.
+            factor: of both learning rates, from the schedule.
+
+        Returns:
+            The new state, and the loss [] float32 (weighted sum over tasks).
+        """
+        return self._train(state, batch, np.float32(factor))
+
+    def evaluate(self, state: TrainState, batch: DeviceBatch) -> jax.Array:
+        """Returns logits [B, T] in evaluation mode."""
+        return self._evaluate(state.params, state.rest, state.tables, batch)
+
+    def _train_step(
+        self, state: TrainState, batch: DeviceBatch, factor: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        routes = batch["routes"]
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+
+        def loss_fn(params, rows):
+            model = nnx.merge(self._graph, params[NETWORK], state.rest, copy=True)
+            model.train()
+            embedded = self.engine.embed(params[TABLES], rows, routes)
+            logits = model(
+                embedded,
+                batch["lengths"],
+                batch["numeric"],
+                rngs=nnx.Rngs(dropout=key),
+            )
+            losses = binary_log_loss(logits, batch["labels"], batch["weight"])
+            rest = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+            return jnp.sum(losses * self._task_weights), rest
+
+        rows = self.engine.lookup(state.tables, routes)
+        (loss, rest), (gradient, row_gradient) = jax.value_and_grad(
+            loss_fn, argnums=(0, 1), has_aux=True
+        )(state.params, rows)
+
+        is_finite = (
+            jnp.isfinite(loss) & _all_finite(gradient) & _all_finite(row_gradient)
+        )
+        enabled = is_finite & (state.first_bad_step < 0)
+        config = self._config.optimizer
+        direction, opt_state = self._optimizer.update(
+            gradient, state.opt_state, state.params
+        )
+        rate = config.dense.learning_rate * factor
+        params = optax.apply_updates(
+            state.params, jax.tree.map(lambda u: -rate * u, direction)
+        )
+        tables = self.engine.update(
+            state.tables,
+            routes,
+            row_gradient,
+            learning_rate=config.sparse.learning_rate * factor,
+            enabled=enabled,
+        )
+        kept = (params, opt_state, rest, state.step + 1)
+        old = (state.params, state.opt_state, state.rest, state.step)
+        params, opt_state, rest, step = jax.tree.map(
+            lambda new, old: jnp.where(enabled, new, old), kept, old
+        )
+        is_first_bad = ~is_finite & (state.first_bad_step < 0)
+        new_state = TrainState(
+            step=step,
+            params=params,
+            opt_state=opt_state,
+            rest=rest,
+            tables=tables,
+            rng=state.rng,
+            first_bad_step=jnp.where(is_first_bad, state.step, state.first_bad_step),
+        )
+        return new_state, loss
+
+    def _logits(self, params, rest, tables, batch) -> jax.Array:
+        model = nnx.merge(self._graph, params[NETWORK], rest, copy=True)
+        model.eval()
+        rows = self.engine.lookup(tables, batch["routes"])
+        embedded = self.engine.embed(params[TABLES], rows, batch["routes"])
+        return model(embedded, batch["lengths"], batch["numeric"])
+
+
+def _task_weights(config: ExperimentConfig, schema: Schema) -> np.ndarray:
+    weights = config.model.task_weights or (1.0,) * len(schema.tasks)
+    if len(weights) != len(schema.tasks):
+        raise ConfigError(
+            f"model.task_weights has {len(weights)} values for {len(schema.tasks)} "
+            f"tasks {schema.tasks}"
+        )
+    return np.asarray(weights, np.float32)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)

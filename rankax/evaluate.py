@@ -1,7 +1,6 @@
 """Evaluation: the best checkpoint of a finished or interrupted run."""
 
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from rankax.config.experiment import ExperimentConfig
 from rankax.observe.console import Console
 from rankax.training import run_folder
 from rankax.training.checkpoint import Checkpoints
+from rankax.training.evaluator import PREDICTIONS
 from rankax.training.evaluator import evaluate as evaluate_split
 from rankax.training.setup import set_up
 
@@ -48,7 +48,7 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     result: dict[str, Any] = {"step": step}
     for split in ("valid", "test"):
         is_test = split == "test"
-        path = folder / "predictions.parquet"
+        path = folder / PREDICTIONS
         evaluation = evaluate_split(
             steps,
             state,
@@ -61,10 +61,6 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         result[split] = evaluation.metrics
         for name, value in evaluation.metrics.items():
             console.message(f"{split:5}  {name:28} {value:.6g}")
-    _write(folder / FILE_NAME, result)
+    (folder / FILE_NAME).write_text(json.dumps(result, indent=1) + "\n")
     console.close()
     return result
-
-
-def _write(path: pathlib.Path, result: dict[str, Any]) -> None:
-    path.write_text(json.dumps(result, indent=1) + "\n")

@@ -35,6 +35,8 @@ _MODE = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> None:
     """Runs one mode with a checked and frozen configuration."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells a lot
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}; options start with --")
     config = _CONFIG.value
@@ -45,13 +47,13 @@ def main(argv: list[str]) -> None:
         )
     config.validate()
     config.freeze()
+    assert _WORKDIR.value is not None  # a required flag
     _MODES[_MODE.value](config, _WORKDIR.value)
 
 
 def run() -> None:
     """Parses flags and runs; configuration and data errors end without a traceback."""
     flags.mark_flags_as_required(["config", "workdir"])
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # Orbax tells a lot
     try:
         app.run(main, flags_parser=_parse)
     except (ConfigError, DataError, train.NonFiniteError) as error:

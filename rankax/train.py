@@ -23,7 +23,7 @@ from rankax.optim import schedule
 from rankax.optim.schedule import Plateau
 from rankax.training import run_folder
 from rankax.training.checkpoint import Checkpoints
-from rankax.training.evaluator import Evaluation, evaluate
+from rankax.training.evaluator import PREDICTIONS, Evaluation, evaluate
 from rankax.training.setup import Setup, set_up
 from rankax.training.state import TrainState
 
@@ -80,9 +80,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     finished = run_folder.read_result(folder)
     console = Console(quiet=jax.process_index() > 0)
     if finished is not None:
-        console.message(
-            f"{folder} is finished (step {finished['step']}); nothing to do"
-        )
+        console.message(f"{folder} is finished at step {finished['step']:,}")
         return finished
     steps, splits = setup.steps, setup.splits
     per_epoch = lanes.num_batches_per_epoch(
@@ -121,7 +119,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         seed=config.train.seed,
         shuffle=config.data.shuffle,
         num_epochs=None,
-        position=progress.position and Position.from_dict(progress.position),
+        position=_position(progress),
         num_threads=config.data.num_threads,
         map_batch=lambda arrays: (
             steps.to_devices(arrays),
@@ -204,9 +202,6 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         state, _ = checkpoints.restore(
             steps.abstract_state(), plan=steps.engine.plan, step=best_step
         )
-    predictions = (
-        folder / "predictions.parquet" if config.eval.save_predictions else None
-    )
     test = evaluate(
         steps,
         state,
@@ -214,9 +209,9 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         config,
         console=console,
         is_final=True,
-        predictions=predictions,
+        predictions=folder / PREDICTIONS if config.eval.save_predictions else None,
     )
-    epoch = _epoch(Position.from_dict(progress.position or {}), config, per_epoch)
+    epoch = _epoch(_position(progress), config, per_epoch)
     writer.write(step=best_step or step, split="test", epoch=epoch, values=test.metrics)
 
     # ------------------------------------------------ result and report
@@ -396,8 +391,16 @@ def _tell_result(
     )
 
 
-def _epoch(position: Position, config: ExperimentConfig, per_epoch: int) -> float:
+def _position(progress: Progress) -> Position | None:
+    return None if progress.position is None else Position.from_dict(progress.position)
+
+
+def _epoch(
+    position: Position | None, config: ExperimentConfig, per_epoch: int
+) -> float:
     """Epochs done, with the fraction of the current one."""
+    if position is None:
+        return 0.0
     batch_per_lane = config.train.batch_size // config.data.lanes
     return position.epoch + position.rows_per_lane / batch_per_lane / per_epoch
 

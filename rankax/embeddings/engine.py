@@ -68,7 +68,7 @@ class TableEngine:
                     for table in stack.tables
                 ]
             )
-            stacks[stack.name] = scale * _unit_noise(
+            stacks[stack.name] = jnp.asarray(scale) * _unit_noise(
                 jax.random.fold_in(key, index), (stack.num_rows, stack.dim), stack
             )
         return stacks
@@ -78,7 +78,7 @@ class TableEngine:
         scale = np.zeros((group.depth, 1), np.float32)
         for table in group.tables:
             scale[table.offset :] = table.spec.init_scale
-        rows = scale * _unit_noise(key, (*shape, group.dim), group)
+        rows = jnp.asarray(scale) * _unit_noise(key, (*shape, group.dim), group)
         return {"rows": rows, **self._optimizer.init(shape)}
 
     # ------------------------------------------------------------ host

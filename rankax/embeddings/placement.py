@@ -223,7 +223,9 @@ def plan_tables(
         limit = config.replicate_below_bytes
         small = [s for s in names.values() if s.num_rows * s.dim * 4 < limit]
         large = [s for s in names.values() if s not in small]
-        parts = [_replicated(role, small)] if small else []
+        parts: list[RowGroup | ReplicatedStack] = []
+        if small:
+            parts.append(_replicated(role, small))
         for index, members in enumerate(_split(large, shards)):
             parts.append(_sharded(f"{role}_{index}", role, members, shards))
         for part in parts:
@@ -307,7 +309,11 @@ def _odd(shards: int) -> int:
 
 
 def _stack_rows(
-    ids: np.ndarray, salts: np.ndarray, offsets: np.ndarray, shards: int, depth: int
+    ids: np.ndarray,
+    salts: np.ndarray | np.uint32,
+    offsets: np.ndarray | np.uint32,
+    shards: int,
+    depth: int,
 ) -> np.ndarray:
     k = ids.astype(np.uint32)
     mask = np.uint32(shards - 1)

@@ -82,7 +82,7 @@ class InputSpec:
         return self.num_fields * self.dims[role] + self.num_numeric
 
 
-_BACKBONES: dict[type[BackboneConfig], type[nnx.Module]] = {}
+_BACKBONES: dict[type[BackboneConfig], Callable[..., nnx.Module]] = {}
 _Backbone = TypeVar("_Backbone", bound=type[nnx.Module])
 
 

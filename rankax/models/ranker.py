@@ -117,21 +117,19 @@ class Ranker(nnx.Module):
     def _representation(self) -> tuple[int, ...]:
         """Shape of the backbone's output without the batch."""
         inputs = self.inputs
-        features = Features(
-            embedded={
-                role: jax.ShapeDtypeStruct((8, inputs.num_fields, dim), jnp.float32)
-                for role, dim in inputs.dims.items()
-            },
-            numeric=jax.ShapeDtypeStruct((8, inputs.num_numeric), jnp.float32),
-        )
         graph, state = nnx.split(self.backbone)
 
-        def apply(state, features):
+        def apply(state):
             backbone = nnx.merge(graph, state, copy=True)
             backbone.eval()
-            return backbone(features)
+            embedded = {
+                role: jnp.zeros((1, inputs.num_fields, dim))
+                for role, dim in inputs.dims.items()
+            }
+            numeric = jnp.zeros((1, inputs.num_numeric))
+            return backbone(Features(embedded=embedded, numeric=numeric))
 
-        return jax.eval_shape(apply, state, features).shape[1:]
+        return jax.eval_shape(apply, state).shape[1:]
 
 
 class Head(nnx.Module):

@@ -1,6 +1,7 @@
 """The device mesh and the three shardings that rankax uses."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -15,7 +16,7 @@ ALL_DEVICES = PartitionSpec(AXES)
 
 
 def make_mesh(
-    *, data: int = 0, model: int = 1, devices: Sequence[jax.Device] | None = None
+    *, data: int = 0, model: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """Builds a (data, model) mesh.
 

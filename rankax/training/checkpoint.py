@@ -7,7 +7,6 @@ stack. Saving is asynchronous and atomic: a killed save leaves the previous chec
 """
 
 from collections.abc import Mapping
-import json
 import pathlib
 from typing import Any
 
@@ -38,12 +37,9 @@ class Checkpoints:
         )
         self._folder = folder
         self._checkpointer = ocp.training.Checkpointer(
-            folder.absolute(),
-            preservation_policy=keep,
-            # `save` forces every save; this replaces a default that adds its own.
-            save_decision_policy=(
-                ocp.training.save_decision_policies.ContinuousCheckpointingPolicy()
-            ),
+            str(folder.absolute()),
+            # Orbax's own classes do not match its protocol in the checker's eyes.
+            preservation_policy=keep,  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
 
@@ -72,10 +68,13 @@ class Checkpoints:
             is_best: keep it until a later best one.
         """
         arrays = _flatten(state)
-        text = json.dumps({"manifest": _manifest(arrays, plan), "record": dict(record)})
         self._checkpointer.save_checkpointables_async(
             step,
-            {"state": arrays, "record": {"json": text}},
+            {"state": arrays},
+            custom_metadata={
+                "manifest": _manifest(arrays, plan),
+                "record": dict(record),
+            },
             # Ranked by step: among the best ones so far, the latest is the best.
             metrics={"best_rank": step if is_best else -1},
             force=True,
@@ -91,8 +90,7 @@ class Checkpoints:
             ConfigError: the checkpoint holds other arrays or tables than this run.
         """
         self.wait()
-        loaded = self._checkpointer.load_checkpointables(step, {"record": None})
-        saved = json.loads(loaded["record"]["json"])
+        saved: Any = self._checkpointer.checkpointables_metadata(step).custom_metadata
         arrays = _flatten(abstract)
         _check_manifest(
             saved["manifest"],

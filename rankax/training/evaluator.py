@@ -20,6 +20,8 @@ from rankax.observe.console import Console
 from rankax.training.state import TrainState
 from rankax.training.step import Steps
 
+PREDICTIONS = "predictions.parquet"
+
 _IN_FLIGHT = 2  # batches given to the devices ahead of the one being read back
 
 
@@ -149,9 +151,9 @@ class _PredictionWriter:
                 columns[f"{task}/true_probability"] = true
         columns["weight"] = arrays["weight"][real]
         table = pa.table(columns)
-        if self._file is None:
-            self._file = pq.ParquetWriter(self._draft, table.schema)
-        self._file.write_table(table)
+        file = self._file or pq.ParquetWriter(self._draft, table.schema)
+        file.write_table(table)
+        self._file = file
 
     def close(self) -> None:
         if self._file is not None:

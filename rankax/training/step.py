@@ -119,16 +119,11 @@ class Steps:
         replicated = meshes.replicated(self.mesh)
         sharded = meshes.over_all_devices(self.mesh)
 
-        def place(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-                tree,
-            )
+        def place(path, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            sharding = sharded if path[0].name == "tables" else replicated
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-        tables = place(state.tables, sharded)
-        return dataclasses.replace(
-            place(dataclasses.replace(state, tables={}), replicated), tables=tables
-        )
+        return jax.tree.map_with_path(place, state)
 
     @property
     def num_dense_parameters(self) -> int:
@@ -148,7 +143,7 @@ class Steps:
         Args:
             arrays: packed arrays of this process's examples (`rankax.data.schema`).
         """
-        batch = {name: arrays[name] for name in _DEVICE_ARRAYS}
+        batch: DeviceBatch = {name: arrays[name] for name in _DEVICE_ARRAYS}
         batch["routes"] = self.engine.route(arrays["ids"])
         sharding = meshes.over_all_devices(self.mesh)
         return jax.tree.map(
@@ -201,9 +196,7 @@ class Steps:
             loss_fn, argnums=(0, 1), has_aux=True
         )(state.params, rows)
 
-        is_finite = (
-            jnp.isfinite(loss) & _all_finite(gradient) & _all_finite(row_gradient)
-        )
+        is_finite = _all_finite((loss, gradient, row_gradient))
         enabled = is_finite & (state.first_bad_step < 0)
         config = self._config.optimizer
         direction, opt_state = self._optimizer.update(
@@ -256,5 +249,4 @@ def _task_weights(config: ExperimentConfig, schema: Schema) -> np.ndarray:
 
 
 def _all_finite(tree: Any) -> jax.Array:
-    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))

@@ -1,0 +1,168 @@
+r"""Frappe_x1: mobile app usage in context, in the split of the BARS leaderboard.
+
+    python -m data_pipelines.frappe --raw=DIR --out=datasets/frappe_x1
+
+DIR holds `train_reconstructed.parquet`, `valid.parquet` and `test.parquet`: integer
+columns label and ten id fields, whose ids share one space of 5,382. The data set gets
+one table per field, so each field's offset is subtracted. Licence of the data:
+research, non-commercial, no redistribution; nothing of it is in this repository.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rankax.data import card as cards
+from rankax.data.card import Card, CategoricalField, DataError, Label, Table
+from rankax.data.parquet import DatasetWriter
+
+# Field -> number of its ids; a field's ids follow those of the field before it.
+FIELDS = {
+    "user": 957,
+    "item": 4082,
+    "daytime": 7,
+    "weekday": 7,
+    "isweekend": 2,
+    "homework": 3,
+    "cost": 2,
+    "weather": 9,
+    "country": 80,
+    "city": 233,
+}
+
+
+class RawSplit(NamedTuple):
+    """One file, and what it must hold."""
+
+    file: str
+    num_rows: int
+    positive_rate: float  # to four decimals
+
+
+SPLITS = {
+    "train": RawSplit("train_reconstructed.parquet", 202_027, 0.3346),
+    "valid": RawSplit("valid.parquet", 57_722, 0.3303),
+    "test": RawSplit("test.parquet", 28_860, 0.3304),
+}
+
+CARD = Card(
+    name="frappe_x1",
+    tables=tuple(Table(name=name, num_rows=ids) for name, ids in FIELDS.items()),
+    fields=tuple(CategoricalField(name=name, table=name) for name in FIELDS),
+    labels=(Label(name="ctr", column="label"),),
+    splits={},
+    group="user",
+    split_rule=(
+        "valid and test are exactly those of BARS Frappe_x1 (random 7:2:1); the train "
+        "positives and contexts follow from the raw log by subtraction, which unused "
+        "app each train negative names is drawn anew"
+    ),
+    origin=(
+        "Frappe (Baltrunas et al., arXiv 1505.03014); valid and test from "
+        "WeiyuCheng/AFN-AAAI-20@25d7bd9, log from irecsys/CARSKit@0a1789f"
+    ),
+    licence="research, no redistribution, non-commercial",
+)
+
+
+def convert(
+    raw: pathlib.Path, out: pathlib.Path, *, overwrite: bool = False
+) -> dict[str, cards.Split]:
+    """Writes the dataset folder.
+
+    Args:
+        raw: folder of the three files.
+        out: dataset folder to make.
+        overwrite: replace a dataset folder that is there.
+
+    Returns:
+        Rows and positive rate of each split.
+
+    Raises:
+        DataError: a file is missing or is not the data that this module knows.
+    """
+    splits = {}
+    with DatasetWriter(out, overwrite=overwrite) as writer:
+        for split, expected in SPLITS.items():
+            table = _read(raw / expected.file)
+            rate = float(np.mean(table["label"]))
+            _check(raw / expected.file, table.num_rows, rate, expected)
+            writer.write(split, _subtract_offsets(table, raw / expected.file))
+            splits[split] = cards.Split(
+                num_rows=table.num_rows, positive_rate={"ctr": rate}
+            )
+        writer.finish(dataclasses.replace(CARD, splits=splits))
+    return splits
+
+
+def _read(path: pathlib.Path) -> pa.Table:
+    if not path.is_file():
+        raise DataError(f"{path} is missing; --raw must be the folder that holds it")
+    table = pq.read_table(path)
+    expected = ["label", *FIELDS]
+    missing = [name for name in expected if name not in table.column_names]
+    if missing:
+        raise DataError(
+            f"{path}: columns {missing} are missing, found {table.column_names}"
+        )
+    return table.select(expected)
+
+
+def _check(
+    path: pathlib.Path, num_rows: int, positive_rate: float, expected: RawSplit
+) -> None:
+    if num_rows != expected.num_rows or abs(positive_rate - expected.positive_rate) > (
+        0.00005
+    ):
+        raise DataError(
+            f"{path}: {num_rows} rows with positive rate {positive_rate:.4f}, expected "
+            f"{expected.num_rows} rows with {expected.positive_rate:.4f}; this is not "
+            "the Frappe_x1 whose published figures can be compared"
+        )
+
+
+def _subtract_offsets(table: pa.Table, path: pathlib.Path) -> pa.Table:
+    """Numbers the ids of each field from 0."""
+    columns = {"label": table["label"].cast(pa.int8())}
+    offset = 0
+    for name, num_ids in FIELDS.items():
+        ids = table[name].to_numpy().astype(np.int32) - offset
+        if ids.min() < 0 or ids.max() >= num_ids:
+            raise DataError(
+                f"{path}: ids of {name!r} go from {ids.min() + offset} to "
+                f"{ids.max() + offset}, expected {offset} .. {offset + num_ids - 1}"
+            )
+        columns[name] = pa.array(ids)
+        offset += num_ids
+    return pa.table(columns)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.frappe",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--raw", type=pathlib.Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true")
+    flags = parser.parse_args(arguments)
+    try:
+        splits = convert(flags.raw, flags.out, overwrite=flags.overwrite)
+    except DataError as error:
+        sys.exit(f"error: {error}")
+    for name, split in splits.items():
+        rate = split.positive_rate["ctr"]
+        print(f"{name:6} {split.num_rows:9,} rows, positive rate {rate:.4f}")
+    print(f"written to {flags.out}")
+
+
+if __name__ == "__main__":
+    main()

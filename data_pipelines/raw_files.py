@@ -1,0 +1,257 @@
+"""Raw tables by chunks: CSV, TSV or Parquet, one file or a folder of them.
+
+CSV knows no types, so they are inferred from the first block of the first file (the
+training data) and then demanded of every block of every file: a column never changes
+its type on the way.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions when it is imported.
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from rankax.config.base import suggest
+from rankax.data.card import DataError
+
+CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+CSV_BLOCK_BYTES = 16 << 20
+PARQUET_ROWS = 1 << 18
+
+EXPECTED = {
+    "id": "an id; write integers or text, or pass --text=COLUMN to read it as text",
+    "list": "a list of ids; write integers or text, in CSV one cell with separators",
+    "number": "a number",
+    "time": "a time; write an integer, or a timestamp in ISO 8601",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """What the files themselves do not say.
+
+    Attributes:
+        text: id and list columns to take as text although they look like numbers.
+        missing: what stands for a missing value in CSV, besides an empty cell.
+        separator: between the elements of a list in one cell of text.
+    """
+
+    text: Sequence[str] = ()
+    missing: Sequence[str] = ()
+    separator: str = "|"
+
+
+class Column(NamedTuple):
+    """The type that a column is stored with, and the one that it is used with."""
+
+    stored: pa.DataType
+    type: pa.DataType
+
+
+def find(path: str) -> list[pathlib.Path]:
+    """Returns the files that a flag names: one, or those of a folder by name."""
+    place = pathlib.Path(path)
+    suffixes = (".parquet", *CSV_SUFFIXES)
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    files = [file for file in files if file.name.endswith(suffixes) and file.is_file()]
+    if not files:
+        raise DataError(
+            f"{path}: no such file, or no file ending in {', '.join(suffixes)}"
+        )
+    return files
+
+
+def find_columns(
+    file: pathlib.Path, kinds: Mapping[str, str], form: Format
+) -> dict[str, Column]:
+    """Decides the type of each column by its kind and the first rows of one file.
+
+    Args:
+        file: the first file of the training data.
+        kinds: column -> "id" (becomes int64 or string), "list" (of those), "number"
+            (float64) or "time" (int64 or timestamp in microseconds).
+        form: see `Format`.
+
+    Raises:
+        DataError: a column is missing or its type does not suit its kind.
+    """
+    schema = _schema(file, form)
+    columns = {}
+    for name, kind in kinds.items():
+        if schema.names.count(name) != 1:
+            problem = "is missing" if name not in schema.names else "stands there twice"
+            raise DataError(
+                f"{file}: column {name!r} {problem}; {suggest(name, schema.names)}"
+            )
+        found = schema.field(name).type
+        target = _target(kind, found, as_text=name in form.text)
+        if target is None:
+            raise DataError(
+                f"{file}: column {name!r} has type {found}, expected {EXPECTED[kind]}"
+            )
+        # "true" is no number for the CSV reader, but a boolean can become one.
+        stored = found if pa.types.is_boolean(found) else target
+        columns[name] = Column(pa.string() if kind == "list" else stored, target)
+    return _infer_list_elements(file, columns, kinds, form)
+
+
+def chunks(
+    file: pathlib.Path, columns: Mapping[str, Column], form: Format
+) -> Iterator[pa.Table]:
+    """Yields the columns of a file, some hundred thousand rows at a time.
+
+    Raises:
+        DataError: a column is missing, or a value is not of its column's type.
+    """
+    names = _schema(file, form).names
+    for name in columns:
+        if name not in names:
+            raise DataError(
+                f"{file}: column {name!r} is missing; {suggest(name, names)}"
+            )
+    try:
+        if _is_csv(file):
+            reader = _open_csv(file, form, columns)
+        else:
+            reader = pq.ParquetFile(file).iter_batches(
+                PARQUET_ROWS, columns=list(columns)
+            )
+        for batch in reader:
+            yield pa.table(
+                {
+                    name: _cast(batch.column(name), column.type, form.separator)
+                    for name, column in columns.items()
+                }
+            )
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{file}: {error}; types are those of the first rows of the training data, "
+            "correct the file or pass --text=COLUMN to read the ids of a column as text"
+        ) from error
+
+
+def ragged(lists: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Returns all elements of a list array and its offsets; a null list is empty."""
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return lists.flatten(), pa.array(offsets, pa.int32())
+
+
+def _target(
+    kind: str, found: pa.DataType, *, as_text: bool = False
+) -> pa.DataType | None:
+    """Returns the type in use, or None where the kind does not allow the type."""
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    is_time = pa.types.is_timestamp(found) or pa.types.is_date(found)
+    is_text = pa.types.is_string(found) or pa.types.is_large_string(found)
+    if kind == "list":
+        if pa.types.is_list(found) or pa.types.is_large_list(found):
+            value = _target("id", found.value_type, as_text=as_text)
+            return pa.list_(value) if value is not None else None
+        # A list of one element may look like anything; `_infer_list_elements` looks.
+        return None if pa.types.is_nested(found) else pa.string()
+    if pa.types.is_nested(found):
+        return None
+    if kind == "id":
+        if as_text:
+            return pa.string()
+        if pa.types.is_integer(found):
+            return pa.int64()
+        is_other = pa.types.is_boolean(found) or pa.types.is_null(found)
+        return pa.string() if is_text or is_time or is_other else None
+    if kind == "time":
+        if is_time:
+            return pa.timestamp("us")
+        is_number = pa.types.is_integer(found) or pa.types.is_null(found)
+        return pa.int64() if is_number else None
+    return None if is_text or is_time else pa.float64()
+
+
+def _infer_list_elements(
+    file: pathlib.Path,
+    columns: dict[str, Column],
+    kinds: Mapping[str, str],
+    form: Format,
+) -> dict[str, Column]:
+    """Makes lists out of text: of integers where the first chunk has nothing else."""
+    lists = {
+        name: column
+        for name, column in columns.items()
+        if kinds[name] == "list" and pa.types.is_string(column.type)
+    }
+    if not lists:
+        return columns
+    first = next(chunks(file, lists, form), None)
+    for name, column in lists.items():
+        value = pa.string()
+        if first is not None and name not in form.text and not _is_empty(first[name]):
+            try:
+                _cast(
+                    first[name].combine_chunks(), pa.list_(pa.int64()), form.separator
+                )
+                value = pa.int64()
+            except pa.ArrowException:
+                pass  # text, then
+        columns[name] = Column(column.stored, pa.list_(value))
+    return columns
+
+
+def _is_empty(texts: pa.ChunkedArray) -> bool:
+    return texts.null_count == len(texts)
+
+
+def _cast(values: pa.Array, target: pa.DataType, separator: str) -> pa.Array:
+    if not pa.types.is_list(target) or pa.types.is_nested(values.type):
+        return values.cast(target)
+    # An empty text is an empty list, an empty element a missing id.
+    texts = _null_if_empty(values.cast(pa.string()))
+    elements, offsets = ragged(pc.split_pattern(texts, separator))
+    elements = _null_if_empty(pc.utf8_trim_whitespace(elements))
+    return pa.ListArray.from_arrays(offsets, elements.cast(target.value_type))
+
+
+def _null_if_empty(texts: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(texts, ""), None, texts)
+
+
+def _is_csv(file: pathlib.Path) -> bool:
+    return file.name.endswith(CSV_SUFFIXES)
+
+
+def _open_csv(
+    file: pathlib.Path, form: Format, columns: Mapping[str, Column] | None = None
+) -> pyarrow.csv.CSVStreamingReader:
+    parse = pyarrow.csv.ParseOptions(
+        delimiter="\t" if ".tsv" in file.suffixes else ",", newlines_in_values=True
+    )
+    convert = pyarrow.csv.ConvertOptions(
+        null_values=["", *form.missing], strings_can_be_null=True
+    )
+    if columns is not None:
+        convert.include_columns = list(columns)
+        convert.column_types = {name: c.stored for name, c in columns.items()}
+    read = pyarrow.csv.ReadOptions(block_size=CSV_BLOCK_BYTES)
+    return pyarrow.csv.open_csv(
+        file, read_options=read, parse_options=parse, convert_options=convert
+    )
+
+
+def _schema(file: pathlib.Path, form: Format) -> pa.Schema:
+    """Returns names and types as the file has them, or as its first block looks."""
+    try:
+        if _is_csv(file):
+            with _open_csv(file, form) as reader:
+                return reader.schema
+        return pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        kind = "CSV with a header" if _is_csv(file) else "Parquet"
+        raise DataError(f"{file} cannot be read as {kind}: {error}") from error

@@ -1,0 +1,279 @@
+r"""From CSV or Parquet to a dataset folder that rankax trains on.
+
+    python -m data_pipelines.tabular \
+        --train=train.csv --valid=valid.csv --test=test.parquet \
+        --out=datasets/shop --name=shop \
+        --categorical=user,item,device --list=tags:10 --numeric=price \
+        --sequence=history:20:item=hist_items,tags=hist_tags \
+        --label=click --label='like=rating>=4' \
+        --group=user --time=timestamp --hash=item:1000000
+
+One file instead of three: --data=all.csv with --split=random:0.8,0.1,0.1:seed=0, or
+--split=time:timestamp:0.8,0.1,0.1 (the oldest rows train), or --split=column:NAME.
+
+Tables: a categorical or list field has a table of its own name, and an aspect of a
+sequence has the table of the aspect's name. So "item=hist_items" shares the table of
+the field "item"; --share=COLUMN=TABLE says otherwise. A table is a vocabulary of the
+training data by falling count, its row 0 for what is unknown or missing, unless --hash
+sets its number of rows: then ids are hashed when they are read, and none is unknown.
+
+Values: ids are integers or text; a missing id is row 0 (hashed: the id of the empty
+text), a missing list is empty, a missing number is 0. All of these are counted, printed
+and kept in conversion.json. Labels are 0 or 1, or a number compared with another one.
+"""
+
+import argparse
+import pathlib
+import re
+import sys
+
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from data_pipelines import conversion, raw_files, splits
+from rankax.data.card import (
+    Card,
+    CategoricalField,
+    DataError,
+    Field,
+    NumericField,
+    SequenceColumn,
+    SequenceField,
+)
+from rankax.data.parquet import ROWS_PER_GROUP
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line."""
+    flags = _parser().parse_args(arguments)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}: {task.completed:,.0f} rows"),
+        TimeElapsedColumn(),
+    )
+    try:
+        plan = make_plan(flags)
+        rule = splits.SplitRule.parse(flags.split) if flags.split else None
+        form = raw_files.Format(
+            text=flags.text, missing=flags.missing, separator=flags.separator
+        )
+        rows = conversion.RawRows(_files(flags), plan, form=form, rule=rule)
+        with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
+            card, found = conversion.convert(
+                plan,
+                rows,
+                flags.out,
+                progress=bar,
+                overwrite=flags.overwrite,
+                rows_per_group=flags.rows_per_group,
+            )
+    except DataError as error:
+        sys.exit(f"error: {error}")
+    print(_summary(card, found))
+    print(f"written to {flags.out}")
+
+
+def make_plan(flags: argparse.Namespace) -> conversion.Plan:
+    """Understands the flags.
+
+    Raises:
+        DataError: a flag that does not follow its grammar, or that another contradicts.
+    """
+    share = dict(_pair(text, "share", "COLUMN=TABLE", "=") for text in flags.share)
+    fields: list[Field] = [
+        CategoricalField(name=name, table=share.pop(name, name))
+        for name in flags.categorical
+    ]
+    for text in flags.list:
+        name, length = _pair(text, "list", "COLUMN:LENGTH", ":")
+        field = CategoricalField(
+            name=name,
+            table=share.pop(name, name),
+            max_length=_count(length, f"--list={text}"),
+            combiner=flags.combiner,
+        )
+        fields.append(field)
+    fields += [NumericField(name=name) for name in flags.numeric]
+    fields += [_sequence(text, share) for text in flags.sequence]
+    if share:
+        raise DataError(
+            f"--share={next(iter(share))}=...: no categorical, list or sequence column "
+            "has this name"
+        )
+    hashed = {}
+    for text in flags.hash:
+        table, num_rows = _pair(text, "hash", "TABLE:ROWS", ":")
+        hashed[table] = _count(num_rows, f"--hash={text}")
+    return conversion.Plan(
+        name=flags.name or flags.out.name,
+        fields=tuple(fields),
+        labels=tuple(_label(text) for text in flags.label),
+        special={
+            name: getattr(flags, name)
+            for name in conversion.SPECIAL_KINDS
+            if getattr(flags, name)
+        },
+        hashed=hashed,
+        origin=flags.origin,
+        licence=flags.licence,
+    )
+
+
+def _files(flags: argparse.Namespace) -> dict[str, list[pathlib.Path]]:
+    given = {name: getattr(flags, name) for name in splits.SPLITS}
+    given = {name: path for name, path in given.items() if path}
+    if bool(flags.data) != bool(flags.split) or bool(flags.data) == bool(given):
+        raise DataError(
+            "give either --train (and --valid, --test), or --data with --split"
+        )
+    if flags.data:
+        given = {"data": flags.data}
+    elif "train" not in given:
+        raise DataError("--train is missing: vocabularies are built on it")
+    return {name: raw_files.find(path) for name, path in given.items()}
+
+
+def _sequence(text: str, share: dict[str, str]) -> SequenceField:
+    grammar = "NAME:LENGTH:ASPECT=COLUMN,..."
+    match = re.fullmatch(r"([^:]+):([^:]+):(.+)", text)
+    if not match:
+        raise DataError(f"--sequence={text}: expected {grammar}")
+    name, length, aspects = match.groups()
+    columns = []
+    for aspect_text in aspects.split(","):
+        aspect, column = _pair(aspect_text, "sequence", grammar, "=")
+        table = share.pop(column, aspect)
+        columns.append(SequenceColumn(name=aspect, table=table, column=column))
+    max_length = _count(length, f"--sequence={text}")
+    return SequenceField(name=name, columns=tuple(columns), max_length=max_length)
+
+
+def _label(text: str) -> conversion.LabelRule:
+    match = re.fullmatch(r"(?:([^=>]+)=)?([^=>]+)(?:>=([^=>]+))?", text)
+    if not match:
+        raise DataError(
+            f"--label={text}: expected COLUMN, NAME=COLUMN or NAME=COLUMN>=NUMBER"
+        )
+    name, column, threshold = match.groups()
+    try:
+        number = None if threshold is None else float(threshold)
+    except ValueError as error:
+        raise DataError(f"--label={text}: {threshold!r} is not a number") from error
+    return conversion.LabelRule(name=name or column, column=column, threshold=number)
+
+
+def _pair(text: str, flag: str, grammar: str, separator: str) -> tuple[str, str]:
+    left, _, right = text.partition(separator)
+    if not left or not right:
+        raise DataError(f"--{flag}: found {text!r}, expected {grammar}")
+    return left, right
+
+
+def _count(text: str, where: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise DataError(f"{where}: {text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _summary(card: Card, found: dict[str, dict[str, int]]) -> str:
+    lines = []
+    for name, split in card.splits.items():
+        rates = [f"{label} {rate:.4f}" for label, rate in split.positive_rate.items()]
+        lines.append(f"{name}: {split.num_rows:,} rows, positive {', '.join(rates)}")
+        lines += [f"  {what} {n:,}" for what, n in found[name].items()]
+    lines.append("tables:")
+    for table in card.tables:
+        kind = "hashed" if table.ids == "hash" else "vocabulary and row 0"
+        lines.append(f"  {table.name}: {table.num_rows:,} rows ({kind})")
+    return "\n".join(lines)
+
+
+class _Names(argparse.Action):
+    """Collects comma-separated values of a flag that may be repeated."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        known = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*known, *filter(None, str(values).split(","))])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.tabular",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+    def names(group, flag: str, metavar: str, text: str) -> None:
+        group.add_argument(flag, action=_Names, default=[], metavar=metavar, help=text)
+
+    files = parser.add_argument_group(
+        "files", ".csv, .tsv (also .gz) with a header, .parquet, or a folder of them"
+    )
+    files.add_argument("--train", metavar="FILE", help="training rows")
+    files.add_argument("--valid", metavar="FILE", help="validation rows")
+    files.add_argument("--test", metavar="FILE", help="test rows")
+    files.add_argument("--data", metavar="FILE", help="all rows, together with --split")
+    files.add_argument("--split", metavar="RULE", help=splits.GRAMMAR)
+    files.add_argument(
+        "--separator", default="|", help="of lists in a CSV cell (default: %(default)s)"
+    )
+    names(
+        files, "--missing", "TEXT,...", "missing values in CSV, besides an empty cell"
+    )
+    names(files, "--text", "COLUMN,...", "ids to take as text though they look numeric")
+
+    fields = parser.add_argument_group("fields (lists with commas, or repeated flags)")
+    names(fields, "--categorical", "COLUMN,...", "one id an example")
+    names(
+        fields, "--list", "COLUMN:LENGTH,...", "a list of ids, the latest LENGTH kept"
+    )
+    fields.add_argument(
+        "--combiner",
+        default="mean",
+        choices=("mean", "sum"),
+        help="of the lists' embeddings (default: %(default)s)",
+    )
+    names(fields, "--numeric", "COLUMN,...", "one number an example")
+    fields.add_argument(
+        "--sequence",
+        action="append",
+        default=[],
+        metavar="NAME:LENGTH:ASPECT=COLUMN,...",
+        help="past events, oldest first: list columns of equal lengths",
+    )
+    names(fields, "--hash", "TABLE:ROWS,...", "tables to hash instead of numbering")
+    names(fields, "--share", "COLUMN=TABLE,...", "the table of a column's ids")
+
+    others = parser.add_argument_group("labels and the rest")
+    others.add_argument(
+        "--label",
+        action="append",
+        required=True,
+        metavar="LABEL",
+        help="COLUMN, NAME=COLUMN or NAME=COLUMN>=NUMBER; repeat for several tasks",
+    )
+    others.add_argument("--weight", metavar="COLUMN", help="weight of the example")
+    others.add_argument("--group", metavar="COLUMN", help="user, for grouped AUC")
+    others.add_argument("--time", metavar="COLUMN", help="time of the event")
+    others.add_argument("--domain", metavar="COLUMN", help="scenario, an integer")
+
+    result = parser.add_argument_group("result")
+    result.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    result.add_argument("--name", default="", help="default: the name of DIR")
+    result.add_argument("--origin", default="", help="where the data come from")
+    result.add_argument("--licence", default="", help="of the data")
+    result.add_argument(
+        "--rows_per_group",
+        type=int,
+        default=ROWS_PER_GROUP,
+        metavar="N",
+        help="rows of a Parquet row group, the unit of reading (default: %(default)s)",
+    )
+    result.add_argument(
+        "--overwrite", action="store_true", help="replace the dataset folder DIR"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

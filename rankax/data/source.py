@@ -1,0 +1,61 @@
+"""Where examples come from: one protocol, and the choice by configuration class."""
+
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from rankax.config.base import ConfigError
+from rankax.config.experiment import ParquetConfig, SourceConfig
+from rankax.config.synthetic import SyntheticConfig
+from rankax.data import card as cards
+from rankax.data import synthetic
+from rankax.data.parquet import ParquetSplit
+from rankax.data.schema import Schema
+
+
+class SplitSource(Protocol):
+    """One split as numbered row groups that can be read in any order, by any thread.
+
+    Attributes:
+        name: for messages, "<data set>/<split>".
+        rows_per_group: int64 [G], examples of each row group.
+        fingerprint: 12 hexadecimal digits that change when the examples change.
+    """
+
+    name: str
+    rows_per_group: np.ndarray
+    fingerprint: str
+
+    def read(self, group: int) -> pa.Table:
+        """Returns the columns in need (`packing.needed_columns`) of one row group."""
+        ...
+
+
+def load_card(config: SourceConfig) -> cards.Card:
+    """Returns the card of the data set that the configuration names."""
+    if isinstance(config, ParquetConfig):
+        return cards.load(config.path)
+    if isinstance(config, SyntheticConfig):
+        return synthetic.card(config)
+    raise _unknown(config)
+
+
+def open_split(config: SourceConfig, split: str, schema: Schema) -> SplitSource:
+    """Opens one split for the columns that the schema needs.
+
+    Raises:
+        DataError: the split is missing, empty, or differs from the card.
+    """
+    if isinstance(config, ParquetConfig):
+        return ParquetSplit(config.path, split, schema)
+    if isinstance(config, SyntheticConfig):
+        return synthetic.SyntheticSplit(config, split, schema)
+    raise _unknown(config)
+
+
+def _unknown(config: SourceConfig) -> ConfigError:
+    return ConfigError(
+        f"data.source is a {type(config).__name__}; use ParquetConfig(path=...) "
+        "or SyntheticConfig()"
+    )

@@ -1,0 +1,125 @@
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipelines import frappe
+from rankax.config.experiment import ParquetConfig
+from rankax.data import packing
+from rankax.data.schema import Schema
+from rankax.data.source import load_card, open_split
+
+MADE_UP = {
+    "train": frappe.RawSplit("train_reconstructed.parquet", 300, 0.25),
+    "valid": frappe.RawSplit("valid.parquet", 60, 0.5),
+    "test": frappe.RawSplit("test.parquet", 40, 0.5),
+}
+
+
+def raw_table(num_rows: int, positive_rate: float) -> pa.Table:
+    """Made-up rows in the format of the real files: one id space for all fields."""
+    rng = np.random.default_rng(num_rows)
+    columns = {"label": np.zeros(num_rows, np.int8)}
+    columns["label"][: int(num_rows * positive_rate)] = 1
+    offset = 0
+    for name, num_ids in frappe.FIELDS.items():
+        ids = rng.integers(0, num_ids, num_rows) + offset
+        ids[:2] = offset, offset + num_ids - 1
+        columns[name] = ids.astype(np.int16)
+        offset += num_ids
+    return pa.table(columns)
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch) -> pathlib.Path:
+    monkeypatch.setattr(frappe, "SPLITS", MADE_UP)
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for split in MADE_UP.values():
+        table = raw_table(split.num_rows, split.positive_rate)
+        pq.write_table(table, folder / split.file)
+    return folder
+
+
+def read_all(folder: pathlib.Path, split: str) -> dict[str, np.ndarray]:
+    config = ParquetConfig(path=str(folder))
+    schema = Schema.select(load_card(config))
+    source = open_split(config, split, schema)
+    parts = [
+        packing.pack(source.read(group), schema, where=split)
+        for group in range(len(source.rows_per_group))
+    ]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def test_fields_have_5382_ids_in_ten_tables():
+    assert len(frappe.FIELDS) == 10 and sum(frappe.FIELDS.values()) == 5382
+    first = np.cumsum([0, *frappe.FIELDS.values()])[:-1].tolist()
+    # The first id of each field, as the description of the raw files gives them.
+    assert first == [0, 957, 5039, 5046, 5053, 5055, 5058, 5060, 5069, 5149]
+
+
+def test_ids_lose_their_offsets(raw, tmp_path, capsys):
+    out = tmp_path / "out"
+    frappe.main([f"--raw={raw}", f"--out={out}"])
+    assert "train        300 rows, positive rate 0.2500" in capsys.readouterr().out
+    table = pq.read_table(raw / "valid.parquet")
+    arrays = read_all(out, "valid")
+    offset = 0
+    for i, (name, num_ids) in enumerate(frappe.FIELDS.items()):
+        assert arrays["ids"][:, i].tolist() == [
+            v - offset for v in table[name].to_pylist()
+        ]
+        assert arrays["ids"][:, i].min() == 0
+        assert arrays["ids"][:, i].max() == num_ids - 1
+        offset += num_ids
+    np.testing.assert_array_equal(arrays["group"], table["user"].to_numpy())
+    np.testing.assert_array_equal(arrays["labels"][:, 0], table["label"].to_numpy())
+
+
+def test_other_data_are_refused_and_leave_nothing(raw, tmp_path):
+    out = tmp_path / "out"
+    pq.write_table(raw_table(59, 0.5), raw / "valid.parquet")
+    with pytest.raises(SystemExit, match=r"valid.parquet: 59 rows .* expected 60 rows"):
+        frappe.main([f"--raw={raw}", f"--out={out}"])
+    pq.write_table(raw_table(60, 0.4), raw / "valid.parquet")
+    with pytest.raises(
+        SystemExit, match=r"positive rate 0.4000, expected 60 .* 0.5000"
+    ):
+        frappe.main([f"--raw={raw}", f"--out={out}"])
+    table = raw_table(60, 0.5)
+    user = table["user"].to_numpy().copy()
+    user[5] = 957
+    pq.write_table(table.set_column(1, "user", pa.array(user)), raw / "valid.parquet")
+    with pytest.raises(SystemExit, match=r"ids of 'user' go from 0 to 957, expected 0"):
+        frappe.main([f"--raw={raw}", f"--out={out}"])
+    pq.write_table(table.drop_columns(["city"]), raw / "valid.parquet")
+    with pytest.raises(SystemExit, match=r"columns \['city'\] are missing"):
+        frappe.main([f"--raw={raw}", f"--out={out}"])
+    (raw / "valid.parquet").unlink()
+    with pytest.raises(SystemExit, match=r"valid.parquet is missing; --raw must be"):
+        frappe.main([f"--raw={raw}", f"--out={out}"])
+    assert not out.exists() and [p.name for p in tmp_path.iterdir()] == ["raw"]
+
+
+def test_existing_folder_is_replaced_only_when_asked(raw, tmp_path):
+    flags = [f"--raw={raw}", f"--out={tmp_path / 'out'}"]
+    frappe.main(flags)
+    with pytest.raises(SystemExit, match="pass --overwrite"):
+        frappe.main(flags)
+    frappe.main([*flags, "--overwrite"])
+
+
+def test_real_files_convert(real_data, tmp_path):
+    splits = frappe.convert(real_data / "frappe_x1", tmp_path / "out")
+    assert {name: split.num_rows for name, split in splits.items()} == {
+        "train": 202_027,
+        "valid": 57_722,
+        "test": 28_860,
+    }
+    arrays = read_all(tmp_path / "out", "train")
+    largest = arrays["ids"].max(axis=0) + 1
+    assert largest.tolist() == list(frappe.FIELDS.values())
+    assert arrays["labels"].mean() == pytest.approx(67_604 / 202_027)

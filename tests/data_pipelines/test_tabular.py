@@ -1,0 +1,465 @@
+import json
+import pathlib
+import re
+import shlex
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipelines import raw_files, tabular, vocabulary
+from rankax.config.experiment import ParquetConfig
+from rankax.data import card as cards
+from rankax.data import lanes, packing, transforms
+from rankax.data.schema import Schema
+from rankax.data.source import open_split
+
+TRAIN = """\
+user,item,tags,price,hist_items,hist_tags,rating,click,when,place
+ann,10,a|b,1.5,10|11,a|b,5,1,2024-01-01 00:00:00,0
+bob,11,,,,,3,0,2024-01-02 00:00:00,1
+ann,10,b,2.5,12,c,4,1,2024-01-03 00:00:00,0
+,,c|,3.5,10|11|,a||b,1,0,2024-01-04 00:00:00,2
+"""
+VALID = """\
+user,item,tags,price,hist_items,hist_tags,rating,click,when,place
+zoe,99,zz|a,nan,99,a,3,0,2024-01-05 00:00:00,0
+bob,12,,1,,,4,1,2024-01-06 00:00:00,1
+"""
+FLAGS = (
+    "--categorical=user,item",
+    "--list=tags:10",
+    "--numeric=price",
+    "--sequence=history:2:item=hist_items,tags=hist_tags",
+    "--label=click",
+    "--label=like=rating>=4",
+    "--group=user",
+    "--time=when",
+    "--domain=place",
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("train.csv").write_text(TRAIN)
+    pathlib.Path("valid.csv").write_text(VALID)
+    return tmp_path
+
+
+def run(*flags: str, train="train.csv", valid="valid.csv") -> cards.Card:
+    given = [f"--train={train}", f"--valid={valid}"] if train else []
+    tabular.main([*given, "--out=out", *flags])
+    return cards.load("out")
+
+
+def fails(*flags: str, **files) -> str:
+    with pytest.raises(SystemExit) as error:
+        run(*flags, **files)
+    text = str(error.value)
+    assert text.startswith("error: ")
+    assert not pathlib.Path("out").exists()
+    assert not list(pathlib.Path().glob(".out*"))
+    return text
+
+
+def arrays_of(split: str) -> dict[str, np.ndarray]:
+    schema = Schema.select(cards.load("out"))
+    source = open_split(ParquetConfig(path="out"), split, schema)
+    parts = [
+        packing.pack(source.read(g), schema, where=split)
+        for g in range(len(source.rows_per_group))
+    ]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def rewrite_as_parquet(name: str, **changes: pa.Array) -> None:
+    """Writes the CSV of that name as Parquet with typed lists."""
+    table = pyarrow.csv.read_csv(
+        f"{name}.csv",
+        convert_options=pyarrow.csv.ConvertOptions(
+            strings_can_be_null=True, column_types={"hist_items": pa.string()}
+        ),
+    )
+    for column in ("tags", "hist_items", "hist_tags"):
+        lists = [
+            None if cell is None else [part or None for part in cell.split("|")]
+            for cell in table[column].to_pylist()
+        ]
+        kind = pa.large_list(pa.string())
+        if column == "hist_items":
+            lists = [
+                None if ids is None else [i and int(i) for i in ids] for ids in lists
+            ]
+            kind = pa.list_(pa.int32())
+        place = table.column_names.index(column)
+        table = table.set_column(place, column, pa.array(lists, kind))
+    pq.write_table(table, f"{name}.parquet", row_group_size=3)
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_csv_becomes_the_packed_arrays_one_would_write_by_hand(folder, capsys):
+    card = run(*FLAGS)
+    train, valid = arrays_of("train"), arrays_of("valid")
+    # Vocabularies by falling count over fields and sequences together, then by id:
+    # user ann bob; item 10 (4 times) 11 (3) 12; tags b (4) a (3) c (2).
+    np.testing.assert_array_equal(
+        train["ids"][:, [0, 1, 2, 3, 12, 13, 14, 15]],
+        [
+            [1, 1, 2, 1, 1, 2, 2, 1],
+            [2, 2, -1, -1, -1, -1, -1, -1],
+            [1, 1, 1, -1, 3, -1, 3, -1],
+            [0, 0, 3, 0, 2, 0, 0, 1],
+        ],
+    )
+    np.testing.assert_array_equal(train["lengths"], [[2, 2], [0, 0], [1, 1], [2, 2]])
+    np.testing.assert_array_equal(train["numeric"][:, 0], [1.5, 0, 2.5, 3.5])
+    np.testing.assert_array_equal(train["labels"], [[1, 1], [0, 0], [1, 1], [0, 0]])
+    np.testing.assert_array_equal(train["domain"], [0, 1, 0, 2])
+    group = transforms.hash_strings(["ann", "bob", "ann", ""])
+    np.testing.assert_array_equal(train["group"], group)
+    days = np.arange("2024-01-01", "2024-01-05", dtype="datetime64[D]")
+    np.testing.assert_array_equal(
+        train["time"], days.astype("datetime64[us]").view(int)
+    )
+    np.testing.assert_array_equal(valid["ids"][:, [0, 1, 2, 3, 12, 13]], [
+        [0, 0, 0, 2, 0, -1],
+        [2, 3, -1, -1, -1, -1],
+    ])  # fmt: skip
+    np.testing.assert_array_equal(valid["numeric"][:, 0], [0, 1])
+    np.testing.assert_array_equal(valid["labels"], [[0, 0], [1, 1]])
+    assert card.name == "out" and card.split_rule == "files as given"
+    assert [(t.name, t.num_rows, t.ids) for t in card.tables] == [
+        ("user", 3, "direct"),
+        ("item", 4, "direct"),
+        ("tags", 4, "direct"),
+    ]
+    assert card.splits["train"] == cards.Split(
+        num_rows=4, positive_rate={"click": 0.5, "like": 0.5}
+    )
+    types = pq.read_schema("out/train/00000.parquet")
+    assert types.field("user").type == pa.int32()
+    assert types.field("tags").type == pa.list_(pa.int32())
+    assert types.field("price").type == pa.float32()
+    assert types.field("click").type == pa.int8()
+    printed = capsys.readouterr().out
+    assert "valid: 2 rows, positive click 0.5000, like 0.5000" in printed
+    assert "  user: unknown 1" in printed and "item: 4 rows (vocabulary" in printed
+
+
+def test_missing_and_unknown_values_are_counted_per_split(folder):
+    run(*FLAGS)
+    counts = json.loads(pathlib.Path("out/conversion.json").read_text())
+    assert counts["missing_and_unknown"] == {
+        "train": {
+            "hist_items: missing": 1,
+            "hist_tags: missing": 1,
+            "item: missing": 1,
+            "price: missing": 1,
+            "tags: missing": 1,
+            "user: missing": 1,
+        },
+        "valid": {
+            "hist_items: unknown": 1,
+            "item: unknown": 1,
+            "price: missing": 1,
+            "tags: unknown": 1,
+            "user: unknown": 1,
+        },
+    }
+
+
+def test_vocabulary_files_map_ids_to_rows(folder):
+    run(*FLAGS)
+    assert pq.read_table("out/vocabularies/item.parquet").to_pylist() == [
+        {"id": None, "row": 0, "count": 2},
+        {"id": 10, "row": 1, "count": 4},
+        {"id": 11, "row": 2, "count": 3},
+        {"id": 12, "row": 3, "count": 1},
+    ]
+    users = pq.read_table("out/vocabularies/user.parquet")
+    assert users["id"].to_pylist() == [None, "ann", "bob"]
+
+
+def test_parquet_input_equals_csv_input(folder):
+    run(*FLAGS)
+    from_csv = arrays_of("train"), arrays_of("valid")
+    rewrite_as_parquet("train")
+    rewrite_as_parquet("valid")
+    run(*FLAGS, "--overwrite", train="train.parquet", valid="valid.parquet")
+    for old, split in zip(from_csv, ("train", "valid"), strict=True):
+        new = arrays_of(split)
+        assert new.keys() == old.keys()
+        for key in new:
+            np.testing.assert_array_equal(new[key], old[key])
+
+
+def test_chunk_sizes_change_nothing(folder, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = [
+        f"u{rng.zipf(1.5)},{rng.integers(50)},{'|'.join(map(str, rng.integers(9, size=rng.integers(4))))},{i % 2}"
+        for i in range(500)
+    ]
+    pathlib.Path("train.csv").write_text("\n".join(["user,item,tags,click", *rows]))
+    flags = ["--categorical=user,item", "--list=tags:3", "--label=click"]
+    run(*flags, valid="train.csv")
+    whole = arrays_of("train")
+    monkeypatch.setattr(raw_files, "CSV_BLOCK_BYTES", 300)
+    monkeypatch.setattr(vocabulary, "MERGE_ROWS", 20)
+    card = run(*flags, "--overwrite", "--rows_per_group=64", valid="train.csv")
+    assert pq.read_metadata("out/train/00000.parquet").num_row_groups == 8
+    for key, array in arrays_of("train").items():
+        np.testing.assert_array_equal(array, whole[key])
+    assert card.tables[1].num_rows == 1 + len({row.split(",")[1] for row in rows})
+
+
+def test_hashed_tables_keep_integers_and_hash_text_stably(folder):
+    card = run(*FLAGS, "--hash=item:1000,user:77")
+    assert [(t.name, t.num_rows, t.ids) for t in card.tables][:2] == [
+        ("user", 77, "hash"),
+        ("item", 1000, "hash"),
+    ]
+    stored = pq.read_table("out/valid/00000.parquet")
+    empty = int(transforms.hash_strings([""])[0])
+    assert stored["item"].to_pylist() == [99, 12]
+    assert stored["hist_items"].to_pylist() == [[99], []]
+    users = transforms.hash_strings(["zoe", "bob"]).tolist()
+    assert stored["user"].to_pylist() == users
+    train = pq.read_table("out/train/00000.parquet")
+    assert train["item"].to_pylist() == [10, 11, 10, empty]
+    assert not pathlib.Path("out/vocabularies/item.parquet").exists()
+    assert arrays_of("valid")["ids"][:, 1].max() < 1000
+
+
+def test_share_gives_a_column_the_table_of_another(folder):
+    flags = [flag.replace("item=hist_items", "film=hist_items") for flag in FLAGS]
+    assert [t.name for t in run(*flags).tables] == ["user", "item", "tags", "film"]
+    card = run(*flags, "--share=hist_items=item", "--overwrite")
+    assert [t.name for t in card.tables] == ["user", "item", "tags"]
+
+
+def test_integers_may_be_read_as_text(folder):
+    run(*FLAGS, "--text=item,hist_items")
+    ids = pq.read_table("out/vocabularies/item.parquet")["id"].to_pylist()
+    assert ids == [None, "10", "11", "12"]
+
+
+def test_other_missing_markers_and_separators(folder):
+    text = TRAIN.replace("bob,11,,", "bob,NA,,").replace("|", ";")
+    pathlib.Path("train.csv").write_text(text)
+    pathlib.Path("valid.csv").write_text(VALID.replace("|", ";"))
+    run(*FLAGS, "--missing=NA", "--separator=;")
+    assert arrays_of("train")["ids"][:, 1].tolist() == [1, 0, 1, 0]
+    assert arrays_of("train")["lengths"][0].tolist() == [2, 2]
+
+
+def test_text_that_reads_like_a_missing_value_stays_text(folder):
+    pathlib.Path("train.csv").write_text("user,click\nNA,1\nnull,0\n,1\n")
+    run("--categorical=user", "--label=click", valid="train.csv")
+    ids = pq.read_table("out/vocabularies/user.parquet")["id"].to_pylist()
+    assert sorted(ids[1:]) == ["NA", "null"]
+
+
+def test_boolean_labels_weights_and_compressed_tsv(folder):
+    rows = "user\tclick\tw\nann\tTrue\t2\nbob\tfalse\t0.5\n"
+    with pa.CompressedOutputStream("train.tsv.gz", "gzip") as stream:
+        stream.write(rows.encode())
+    run(
+        "--categorical=user",
+        "--label=click",
+        "--weight=w",
+        train="train.tsv.gz",
+        valid="train.tsv.gz",
+    )
+    arrays = arrays_of("valid")
+    assert arrays["labels"][:, 0].tolist() == [1, 0]
+    assert arrays["weight"].tolist() == [2, 0.5]
+
+
+def test_folder_of_files_is_read_by_name(folder):
+    pathlib.Path("parts").mkdir()
+    pathlib.Path("parts/b.csv").write_text("user,click\nzoe,0\n")
+    pathlib.Path("parts/a.csv").write_text("user,click\nann,1\nbob,1\n")
+    pathlib.Path("parts/notes.txt").write_text("not data")
+    run("--categorical=user", "--label=click", train="parts", valid="parts")
+    assert arrays_of("train")["labels"][:, 0].tolist() == [1, 1, 0]
+
+
+# ---------------------------------------------------------------- one file, a rule
+
+
+def test_time_split_puts_the_oldest_first_and_keeps_equal_times_together(folder):
+    times = [5, 1, 9, 3, 3, 7, 3, 8, 2, 6]
+    rows = [f"{t},{t % 2}" for t in times]
+    pathlib.Path("all.csv").write_text("\n".join(["when,click", *rows]))
+    flags = ["--data=all.csv", "--label=click", "--time=when", "--out=out"]
+    tabular.main([*flags, "--split=time:when:0.4,0.3,0.3"])
+    of = {name: arrays_of(name)["time"].tolist() for name in ("train", "valid", "test")}
+    # Sorted: 1 2 3 3 | 3 5 6 | 7 8 9; all 3s go where the cut's value goes.
+    assert of == {"train": [1, 2], "valid": [5, 3, 3, 3, 6], "test": [9, 7, 8]}
+    assert "valid from 3, test from 7" in cards.load("out").split_rule
+
+
+def test_random_split_has_the_shares_and_every_row_once(folder, monkeypatch):
+    rows = [f"{i},{i % 2}" for i in range(5000)]
+    pathlib.Path("all.csv").write_text("\n".join(["row,click", *rows]))
+    flags = ["--data=all.csv", "--time=row", "--label=click", "--out=out"]
+    tabular.main([*flags, "--split=random:0.8,0.1,0.1:seed=3"])
+    of = {name: arrays_of(name)["time"] for name in ("train", "valid", "test")}
+    assert sorted(np.concatenate(list(of.values()))) == list(range(5000))
+    assert abs(len(of["train"]) - 4000) < 150 and abs(len(of["valid"]) - 500) < 110
+    monkeypatch.setattr(raw_files, "CSV_BLOCK_BYTES", 1000)
+    tabular.main([*flags, "--split=random:0.8,0.1,0.1:seed=3", "--overwrite"])
+    np.testing.assert_array_equal(arrays_of("test")["time"], of["test"])
+    tabular.main([*flags, "--split=random:0.8,0.1,0.1:seed=4", "--overwrite"])
+    assert set(arrays_of("test")["time"]) != set(of["test"])
+
+
+def test_column_split_and_vocabulary_of_its_train_rows(folder):
+    rows = "user,click,part\nann,1,train\nbob,0,test\nann,0,train\ncid,1,valid\n"
+    pathlib.Path("all.csv").write_text(rows)
+    flags = ["--data=all.csv", "--categorical=user", "--label=click", "--out=out"]
+    tabular.main([*flags, "--split=column:part"])
+    assert cards.load("out").tables[0].num_rows == 2
+    assert arrays_of("test")["ids"].tolist() == [[0]]
+    pathlib.Path("all.csv").write_text(rows.replace("valid", "dev"))
+    with pytest.raises(SystemExit, match=r"holds \['dev'\] and 0 missing values"):
+        tabular.main([*flags, "--split=column:part", "--overwrite"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("rndom:0.8,0.1,0.1:seed=0", "did you mean 'random'?"),
+        ("random:0.8,0.1,0.1", "is not understood; use random:SHARES:seed=N"),
+        ("random:0.8,0.1:seed=0", "must be three positive shares with sum 1"),
+        ("random:0.8,0.2,0.2:seed=0", "must be three positive shares with sum 1"),
+        ("random:0.8,0.1,0.1:seed=x", "invalid literal"),
+        ("time:nowhen:0.8,0.1,0.1", "column 'nowhen' is missing"),
+        ("time:user:0.8,0.1,0.1", "cannot be read as time and as id"),
+        ("time:nick:0.8,0.1,0.1", "has type string, expected a time"),
+        ("column:user", "the column holds ['ann', 'bob'] and 1 missing values"),
+    ],
+)
+def test_split_rules_that_cannot_be_used(folder, rule, message):
+    pathlib.Path("train.csv").write_text(TRAIN.replace("hist_tags", "nick"))
+    flags = [flag for flag in FLAGS if "sequence" not in flag]
+    text = fails("--data=train.csv", f"--split={rule}", *flags, train="")
+    assert message in text
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--categorical=usr", "column 'usr' is missing; did you mean 'user'?"),
+        ("--numeric=user", "column 'user' cannot be read as number and as id"),
+        ("--categorical=price", "column 'price' has type double, expected an id"),
+        ("--list=tags:0", "--list=tags:0: '0' is not a whole number from 1 on"),
+        ("--list=tags", "--list: found 'tags', expected COLUMN:LENGTH"),
+        ("--sequence=h:item=tags", "expected NAME:LENGTH:ASPECT=COLUMN"),
+        ("--label=rating", "that are not labels 0 or 1"),
+        ("--label=like=rating>4", "expected COLUMN, NAME=COLUMN or NAME=COLUMN>="),
+        ("--label=like=rating>=four", "'four' is not a number"),
+        ("--numeric=click", "label 'click' is also a field"),
+        ("--hash=itm:5", "--hash=itm: no field uses this table; did you mean 'item'?"),
+        ("--share=price=item", "--share=price=...: no categorical, list or sequence"),
+        ("--text=price", "--text=price: no column of ids has this name"),
+        ("--weight=rating2", "column 'rating2' is missing"),
+        ("--share=user=item", "pass --text=item"),
+        ("--test=none.csv", "none.csv: no such file"),
+        ("--data=train.csv", "give either --train"),
+    ],
+)
+def test_flags_that_cannot_be_used(folder, change, message):
+    base = list(FLAGS)
+    if "price" in change and "numeric" not in change:
+        base.remove("--numeric=price")
+    if change == "--numeric=user":
+        base.remove("--group=user")
+    assert message in fails(*base, change)
+
+
+def test_label_that_is_missing_or_not_binary(folder):
+    pathlib.Path("valid.csv").write_text(VALID.replace("3,0,", "3,,"))
+    assert "valid (row 0 is row 0 of the split): column 'click' has 1 missing" in fails(
+        *FLAGS
+    )
+
+
+def test_sequence_columns_of_unequal_lengths(folder):
+    pathlib.Path("train.csv").write_text(TRAIN.replace("12,c,4", "12,c|c,4"))
+    text = fails(*FLAGS)
+    assert "sequence 'history' has columns of unequal lengths in 1 rows" in text
+    assert "first in row 2: 'hist_items' has 1 events, 'hist_tags' has 2" in text
+
+
+def test_column_that_changes_its_type_on_the_way(folder):
+    pathlib.Path("valid.csv").write_text(VALID.replace(",99,zz", ",x99,zz"))
+    text = fails(*FLAGS)
+    assert "valid.csv" in text and "'x99'" in text and "--text=COLUMN" in text
+
+
+def test_infinite_number_is_refused(folder):
+    pathlib.Path("train.csv").write_text(TRAIN.replace("1.5", "1e99"))
+    assert "column 'price' has 1 of 4 values that are not finite" in fails(*FLAGS)
+
+
+def test_empty_splits_are_refused(folder):
+    header = VALID.splitlines()[0] + "\n"
+    pathlib.Path("valid.csv").write_text(header)
+    assert "split 'valid' is empty" in fails(*FLAGS)
+    pathlib.Path("train.csv").write_text(header)
+    text = fails(*FLAGS)
+    assert "split 'train' is empty" in text
+    pathlib.Path("train.csv").write_text("")
+    assert "train.csv cannot be read as CSV with a header" in fails(*FLAGS)
+
+
+def test_file_that_is_not_parquet(folder):
+    pathlib.Path("train.parquet").write_text(TRAIN)
+    text = fails(*FLAGS, train="train.parquet")
+    assert "train.parquet cannot be read as Parquet" in text
+
+
+def test_existing_dataset_is_kept_unless_told_otherwise(folder):
+    run(*FLAGS)
+    before = pathlib.Path("out/dataset.json").read_text()
+    with pytest.raises(SystemExit, match=r"out exists; .* pass --overwrite"):
+        run(*FLAGS)
+    pathlib.Path("train.csv").write_text(TRAIN.replace(",1,2024", ",7,2024"))
+    with pytest.raises(SystemExit, match=r"not labels 0 or 1"):
+        run(*FLAGS, "--overwrite")
+    assert pathlib.Path("out/dataset.json").read_text() == before
+    assert len(arrays_of("train")["weight"]) == 4
+
+
+# ---------------------------------------------------------------- docs
+
+
+def test_commands_of_the_docs_run(folder):
+    page = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
+    (csv,) = re.findall(r"```csv\n(.*?)```", page.read_text(), re.S)
+    (command,) = re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)
+    pathlib.Path("shop.csv").write_text(csv)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:3] == ["python", "-m", "data_pipelines.tabular"]
+    tabular.main(words[3:])
+    schema = Schema.select(cards.load("datasets/shop"))
+    source = open_split(ParquetConfig(path="datasets/shop"), "train", schema)
+    batches = lanes.read_batches(
+        source, schema, batch_size=2, lanes=2, seed=0, shuffle=True, num_epochs=1
+    )
+    assert [batch["ids"].shape for batch, _ in batches] == [(2, 32)]
+
+
+def test_help_shows_the_example(capsys):
+    with pytest.raises(SystemExit):
+        tabular.main(["--help"])
+    assert "--sequence=history:20:item=hist_items" in capsys.readouterr().out

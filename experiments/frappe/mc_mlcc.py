@@ -1,0 +1,18 @@
+r"""MC-MLCC on Frappe_x1; no published figure for this data set.
+
+python -m rankax.main --config=experiments/frappe/mc_mlcc.py --workdir=runs/frappe/mc_mlcc-0
+"""
+
+from experiments.frappe.common import frappe
+from rankax.config.experiment import ExperimentConfig
+from rankax.models.backbones.mc_mlcc import MCMLCCConfig
+
+
+def get_config(arg: str = "") -> ExperimentConfig:
+    backbone = MCMLCCConfig(
+        num_channels=2,
+        channel_dim=10,
+        hidden_dims=(400, 400, 400),
+        embedding_init_std=0.05,
+    )
+    return frappe(backbone, table_l2=0.05)

@@ -1,0 +1,205 @@
+"""Killed and continued runs end as if nothing had happened."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rankax.config.base import ConfigError
+from rankax.config.experiment import ExperimentConfig
+from rankax.config.synthetic import SyntheticConfig
+from rankax.models import backbones  # noqa: F401
+from rankax.models.base import named_config
+from rankax.observe.writers import read_metrics
+from rankax.parallel import mesh as meshes
+from rankax.train import train
+from rankax.training import setup as setups
+from rankax.training.checkpoint import Checkpoints
+
+
+def make_config(**train_options):
+    config = ExperimentConfig()
+    config.data.source = SyntheticConfig(
+        num_train_rows=6_000, num_valid_rows=1_000, num_test_rows=1_000, rows_per_group=500
+    )
+    config.data.lanes = 8
+    config.tables.num_shards = 64
+    config.tables.replicate_below_bytes = 20_000  # some tables of each kind
+    config.model.backbone = named_config(
+        "dnn", embedding_dim=4, hidden_dims=(16,), dropout=0.2, use_batch_norm=True
+    )
+    config.train.batch_size = 256
+    config.train.num_epochs = 2
+    config.eval.every_steps = 10
+    config.observe.log_every = 5
+    config.observe.tensorboard = False
+    config.observe.report = False
+    for name, value in train_options.items():
+        setattr(config.train, name, value)
+    return config
+
+
+def final_state(config, folder):
+    """The arrays of the newest checkpoint, restored to this process's devices."""
+    setup = setups.set_up(config)
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=1)
+    step = checkpoints.latest_step
+    assert step is not None
+    state, record = checkpoints.restore(
+        setup.steps.abstract_state(), plan=setup.steps.engine.plan, step=step
+    )
+    checkpoints.close()
+    return step, jax.tree.map(np.asarray, state), record
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_run_interrupted_anywhere_ends_bit_equal(tmp_path, monkeypatch):
+    config = make_config()
+    whole = train(config, str(tmp_path / "whole"))
+
+    from rankax.training.step import Steps
+
+    original, calls = Steps.train, []
+
+    def dying(self, *args, **kwargs):
+        calls.append(None)
+        if len(calls) in (7, 20, 33):  # before a save, between two, in the next epoch
+            raise Interrupted
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Steps, "train", dying)
+    for _ in range(3):
+        with pytest.raises(Interrupted):
+            train(config, str(tmp_path / "parts"))
+    parts = train(config, str(tmp_path / "parts"))
+
+    assert parts["metrics"] == whole["metrics"]
+    assert parts["examples_seen"] == whole["examples_seen"] == 2 * 6_000
+    step, a, _ = final_state(config, tmp_path / "whole")
+    assert step == 48
+    _, b, record = final_state(config, tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert record["position"]["epoch"] == 2
+
+    def curve(folder):
+        lines = [x for x in read_metrics(folder) if x["split"] != "train"]
+        return [(x["step"], x["split"], x["ctr/auc"]) for x in lines]
+
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    losses = [
+        [(x["step"], x["loss"]) for x in read_metrics(tmp_path / name) if "loss" in x]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    config = make_config(num_epochs=0, num_steps=10)
+    first = train(config, str(tmp_path))
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert train(config, str(tmp_path)) == json.loads(json.dumps(first))
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_killed_process_continues_to_the_same_result(tmp_path):
+    whole = train(make_config(num_epochs=0, num_steps=40), str(tmp_path / "whole"))
+    config = tmp_path / "config.py"
+    here = pathlib.Path(__file__).parent
+    config.write_text(
+        f"import sys\nsys.path.insert(0, {str(here)!r})\n"
+        "from test_resume import make_config\n"
+        "def get_config(arg=''):\n    return make_config(num_epochs=0, num_steps=40)\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "rankax.main",
+        f"--config={config}",
+        f"--workdir={tmp_path / 'killed'}",
+    ]
+    process = subprocess.Popen(command, env=os.environ)
+    checkpoint = tmp_path / "killed" / "checkpoints" / "10"
+    deadline = time.monotonic() + 240
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    subprocess.run(command, env=os.environ, check=True, timeout=240)
+    result = json.loads((tmp_path / "killed" / "result.json").read_text())
+    assert result["metrics"] == json.loads(json.dumps(whole["metrics"]))
+
+
+def test_the_best_checkpoint_is_what_gets_tested(tmp_path):
+    config = make_config(num_epochs=3)
+    config.optimizer.dense.learning_rate = 0.3  # soon gets worse again
+    config.eval.early_stopping_patience = 2
+    result = train(config, str(tmp_path))
+    best = result["best_validation"]
+    lines = [x for x in read_metrics(tmp_path) if x["split"] == "valid"]
+    aucs = {x["step"]: x["ctr/auc"] for x in lines}
+    assert best["value"] == max(aucs.values()) and aucs[best["step"]] == best["value"]
+    assert result["step"] == lines[-1]["step"] > best["step"]
+    assert (tmp_path / "checkpoints" / str(best["step"])).exists()
+    # The third split is scored by those weights: evaluating again gives the same.
+    from rankax.evaluate import evaluate
+
+    again = evaluate(config, str(tmp_path))
+    assert again["step"] == best["step"]
+    assert again["test"] == result["metrics"]
+    assert again["valid"]["ctr/auc"] == best["value"]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_checkpoint_restores_on_another_device_count(tmp_path, monkeypatch, devices):
+    config = make_config(num_epochs=0, num_steps=10)
+    original = meshes.make_mesh
+
+    def smaller(count):
+        def make(*, data=0, model=1):
+            return original(data=count, model=1, devices=jax.devices()[:count])
+
+        monkeypatch.setattr(meshes, "make_mesh", make)
+
+    smaller(4)
+    train(config, str(tmp_path))
+    _, saved, _ = final_state(config, tmp_path)
+    smaller(devices)
+    _, restored, _ = final_state(config, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, saved, restored)
+
+
+def test_a_checkpoint_of_other_tables_is_refused_by_name(tmp_path):
+    config = make_config(num_epochs=0, num_steps=10)
+    train(config, str(tmp_path))
+    other = make_config(num_epochs=0, num_steps=10)
+    other.model.backbone.embedding_dim = 8
+    with pytest.raises(ConfigError, match=r"array 'opt_state/.*' is float32\[.*4\] there"):
+        final_state(other, tmp_path)
+
+
+def test_a_run_folder_of_another_configuration_is_refused(tmp_path):
+    train(make_config(num_epochs=0, num_steps=10), str(tmp_path))
+    other = make_config(num_epochs=0, num_steps=10, seed=7)
+    with pytest.raises(ConfigError, match=r"another configuration[\s\S]*train.seed: 0 -> 7"):
+        train(other, str(tmp_path))
+    same = make_config(num_epochs=0, num_steps=10)
+    same.observe.log_every = 3  # does not change what is computed
+    train(same, str(tmp_path))
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("do not touch")
+    with pytest.raises(ConfigError, match="holds files but no config.json"):
+        train(make_config(), str(tmp_path))

@@ -1,0 +1,103 @@
+"""Metrics over time: `metrics.jsonl` and TensorBoard events in the run folder.
+
+Each line of `metrics.jsonl` is one JSON object: step, split, epoch, then flat numbers.
+A number that is not finite is written as null, so that every line is valid JSON.
+"""
+
+from collections.abc import Mapping
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import tensorboardX
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends to a run's `metrics.jsonl` and, if asked, to its TensorBoard events."""
+
+    def __init__(
+        self, workdir: str | pathlib.Path, *, tensorboard: bool, resume_step: int = 0
+    ) -> None:
+        """Opens the files; what an interrupted run wrote after its checkpoint goes.
+
+        Args:
+            workdir: existing run folder.
+            tensorboard: whether to write TensorBoard events as well.
+            resume_step: step of the checkpoint that the run goes on from. Lines of
+                later steps are dropped, because the run will write them again; 0 =
+                from the start, which drops all.
+        """
+        folder = pathlib.Path(workdir)
+        path = folder / FILE_NAME
+        kept = []
+        if resume_step and path.exists():
+            kept = [
+                line for line in read_metrics(folder) if line["step"] <= resume_step
+            ]
+        # A kill between truncation and writing would lose the history: replace at once.
+        draft = path.with_suffix(".jsonl.part")
+        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(draft, path)
+        self._lines = path.open("a")
+        self._events = None
+        if tensorboard:
+            # The suffix keeps a quick restart from overwriting the file before it.
+            self._events = tensorboardX.SummaryWriter(
+                str(folder),
+                purge_step=resume_step + 1 if resume_step else 0,
+                filename_suffix=f".from{resume_step}",
+            )
+
+    def write(
+        self, *, step: int, split: str, epoch: float, values: Mapping[str, float]
+    ) -> None:
+        """Appends one line and flushes it.
+
+        Args:
+            step: updates done so far.
+            split: "train", "valid" or "test".
+            epoch: passes over the training split so far, with its fraction.
+            values: name -> number; nan and infinity become null.
+        """
+        numbers = {name: float(value) for name, value in values.items()}
+        finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        line = {"step": int(step), "split": split, "epoch": float(epoch), **finite}
+        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+        self._lines.flush()
+        if self._events is not None:
+            for name, value in finite.items():
+                if value is not None:
+                    self._events.add_scalar(f"{split}/{name}", value, int(step))
+            self._events.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._lines.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the lines of a run's `metrics.jsonl`, without a torn last one.
+
+    Raises:
+        FileNotFoundError: the run wrote none.
+        ValueError: a line before the last is not JSON.
+    """
+    path = pathlib.Path(workdir) / FILE_NAME
+    texts = path.read_text().splitlines()
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            if number == len(texts):
+                break  # the run was killed in the middle of this line
+            raise ValueError(
+                f"{path}, line {number} is not JSON: {text!r:.80}; remove the line"
+            ) from error
+    return lines

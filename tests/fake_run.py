@@ -1,0 +1,139 @@
+"""Run folders as training leaves them, without training."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from rankax.config.experiment import ExperimentConfig
+from rankax.metrics.task_metrics import TaskMetrics
+from rankax.observe.writers import MetricsWriter
+
+
+def config_dict(*, model="DCNv2Config", seed=0, **backbone):
+    config = ExperimentConfig()
+    config.train.seed = seed
+    config.train.num_steps = 3_000
+    config.optimizer.dense.learning_rate = 2e-3
+    config.optimizer.schedule.warmup_steps = 200
+    config.optimizer.schedule.decay = "cosine"
+    tree = config.to_dict()
+    tree["data"]["source"] = {"type": "SyntheticConfig", "num_examples": 1_000_000}
+    tree["model"]["backbone"] = {"type": model, **backbone}
+    return tree
+
+
+def task_metrics(*, num, seed, noise, mean):
+    """Metrics of a model that sees the true logits through noise."""
+    rng = np.random.default_rng(seed)
+    true_logits = rng.normal(mean, 1.1, num)
+    truth = 1 / (1 + np.exp(-true_logits))
+    state = TaskMetrics(exact_auc=False, has_group=True, has_true_probability=True)
+    state.update(
+        (true_logits + rng.normal(0, noise, num)).astype(np.float32),
+        rng.random(num) < truth,
+        np.ones(num),
+        group=rng.integers(0, num // 25, num),
+        true_probability=truth,
+    )
+    return state
+
+
+def plain(values):
+    return {k: None if np.isnan(v) else v for k, v in values.items()}
+
+
+def write_run(
+    folder,
+    *,
+    seed=0,
+    model="DCNv2Config",
+    auc=0.78,
+    curves=False,
+    tasks=("ctr",),
+    **backbone,
+) -> pathlib.Path:
+    """Writes config.json, result.json and, with `curves`, metrics.jsonl."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config_dict(model=model, seed=seed, **backbone)
+    tree = {"hash": "0123456789ab", "config": config}
+    (folder / "config.json").write_text(json.dumps(tree))
+    metrics = {"ctr/auc": auc, "ctr/log_loss": 1 - auc, "ctr/calibration": 1.01}
+    best = {
+        "metric": "ctr/auc",
+        "value": auc - 0.001,
+        "step": 2_400,
+        "metrics": metrics,
+    }
+    tables = {}
+    if curves:
+        best["metrics"] = write_curves(folder, tasks=tasks)
+        best["value"] = best["metrics"]["ctr/auc"]
+        metrics = {}
+        for i, task in enumerate(tasks):
+            state = task_metrics(num=40_000, seed=7 + i, noise=0.35, mean=-1.5 - i)
+            metrics |= {f"{task}/{k}": v for k, v in plain(state.result()).items()}
+            tables[task] = state.calibration_table()
+    result = {
+        "metrics": metrics,
+        "best_validation": best,
+        "step": 3_000,
+        "epoch": 3.07,
+        "examples_seen": 12_288_000,
+        "examples_per_second": 81_250.4,
+        "input_wait": 0.0124,
+        "train_seconds": 151.2,
+        "wall_seconds": 173.9,
+        "seed": seed,
+        "config_hash": "0123456789ab",
+        "model": model,
+        "dataset": "synthetic_clicks",
+        "dataset_fingerprint": "fedcba987654",
+        "num_dense_parameters": 1_234_567,
+        "num_table_parameters": 16_000_000,
+        "calibration_table": tables,
+        "versions": {"python": "3.11.7", "jax": "0.10.2", "rankax": "0.1.0"},
+        "hardware": {
+            "cpu": "AMD EPYC 9B14",
+            "cpu_cores": 2,
+            "memory_bytes": 25_276_510_208,
+            "backend": "cpu",
+            "device_kind": "cpu",
+            "num_devices": 1,
+            "num_processes": 1,
+        },
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def write_curves(folder, *, tasks):
+    """Writes metrics.jsonl of 3,000 steps; returns the best validation's metrics."""
+    rng = np.random.default_rng(0)
+    writer = MetricsWriter(folder, tensorboard=False)
+    best, best_auc = {}, 0.0
+    for step in range(50, 3_001, 50):
+        epoch = step / 977
+        values = {
+            "loss": 0.42 + 0.25 * np.exp(-step / 300) + rng.normal(0, 0.006),
+            "learning_rate": 2e-3
+            * min(step / 200, 0.5 + 0.5 * np.cos(step / 3_000 * np.pi)),
+            "examples_per_second": 81_000
+            + rng.normal(0, 1_500)
+            - 30_000 * (step == 50),
+            "input_wait": 0.012 + abs(rng.normal(0, 0.004)),
+        }
+        writer.write(step=step, split="train", epoch=epoch, values=values)
+        if step % 300 == 0:
+            values = {}
+            for i, task in enumerate(tasks):
+                noise = 0.35 + 1.2 * np.exp(-step / 500) + 1e-4 * max(step - 2_400, 0)
+                state = task_metrics(num=20_000, seed=3, noise=noise, mean=-1.5 - i)
+                result = state.result(interval=False)
+                values |= {f"{task}/{k}": v for k, v in result.items()}
+            writer.write(step=step, split="valid", epoch=epoch, values=values)
+            if values[f"{tasks[0]}/auc"] > best_auc:
+                best, best_auc = plain(values), values[f"{tasks[0]}/auc"]
+    writer.close()
+    return best

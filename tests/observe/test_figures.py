@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from rankax.observe import figures
+
+LINES = [
+    {"step": 100, "split": "train", "loss": 0.7, "input_wait": 0.0},
+    {"step": 100, "split": "valid", "ctr/auc": 0.6, "ctr/oracle_auc": 0.9},
+    {"step": 200, "split": "valid", "ctr/auc": None, "ctr/oracle_auc": 0.9},
+    {"step": 300, "split": "valid", "ctr/auc": 0.5, "ctr/oracle_auc": 0.9},
+    {"step": 300, "split": "valid", "ctr/auc": 0.8125, "ctr/oracle_auc": 0.9},
+]
+
+
+def test_figure_takes_its_colours_from_the_page():
+    svg = figures.train_loss(LINES)
+    assert svg.startswith("<svg viewBox=") and svg.endswith("</svg>")
+    assert "var(--first)" in svg and "var(--muted)" in svg
+    for foreign in ("#0", "http", "<style", "font-family", "black"):
+        assert foreign not in svg
+
+
+def test_best_checkpoint_and_oracle_are_marked():
+    svg = figures.validation(LINES, "ctr/auc", best_step=300)
+    assert ">0.8125<" in svg  # of two lines of one step the later one counts
+    assert ">oracle 0.9000<" in svg
+    assert "0.8125" not in figures.validation(LINES, "ctr/auc", best_step=0)
+
+
+def test_same_run_gives_the_same_picture():
+    pictures = {figures.validation(LINES, "ctr/auc", best_step=300) for _ in range(2)}
+    assert len(pictures) == 1
+
+
+def test_smoothing_keeps_a_constant_and_steps_over_gaps():
+    np.testing.assert_allclose(figures.smoothed(np.full(50, 0.3)), 0.3)
+    values = np.r_[0.3, np.nan, np.full(98, 0.3)]
+    np.testing.assert_allclose(figures.smoothed(values), 0.3)
+    # 100 values make a window of 5: weight 2 / (5 + 1) on the newest.
+    ramp = figures.smoothed(np.arange(100.0))
+    assert ramp[1] == pytest.approx((2 / 3 * 0 + 1) / (2 / 3 + 1))
+
+
+@pytest.mark.parametrize("clicks", [0, 3, 50])
+def test_wilson_interval_equals_scipy(clicks):
+    low, high = figures.wilson(np.array([clicks / 50]), np.array([50.0]))
+    expected = stats.binomtest(clicks, 50).proportion_ci(method="wilson")
+    assert low[0] == pytest.approx(expected.low, abs=1e-4)
+    assert high[0] == pytest.approx(expected.high, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        [[0.1, 0.12, 50], [0.3, 0.25, 50]],
+        [[0.001, 0.0, 5_000], [0.02, 0.03, 5_000], [0.4, 0.5, 5_000]],
+        [[0.5, 1.0, 1]],
+    ],
+)
+def test_calibration_of_any_rates_can_be_drawn(table):
+    assert "mean predicted probability" in figures.calibration(table)

@@ -1,0 +1,126 @@
+from html import parser
+import json
+import re
+
+from fake_run import write_run
+import pytest
+
+from rankax.observe.report import write_report
+
+
+class Page(parser.HTMLParser):
+    """Text, tags and addresses of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("href", "src", "xlink:href")]
+
+    def handle_data(self, data):
+        if self.tags[-1:] != ["style"]:
+            self.text += data + " "
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "quick start"
+    return write_run(folder, curves=True, tasks=("ctr", "cvr"))
+
+
+@pytest.fixture
+def edited(run, tmp_path):
+    """Writes the run again with parts of its files changed; returns the page."""
+
+    def write(name, change):
+        for path in run.iterdir():
+            (tmp_path / path.name).write_text(path.read_text())
+        tree = json.loads((tmp_path / name).read_text())
+        change(tree)
+        (tmp_path / name).write_text(json.dumps(tree))
+        return write_report(tmp_path).read_text()
+
+    return write
+
+
+def test_page_needs_nothing_from_elsewhere(run):
+    text = write_report(run).read_text()
+    page = Page(text)
+    assert "script" not in page.tags and "link" not in page.tags
+    assert all(address.startswith("#") for address in page.addresses)
+    assert "url(http" not in text and "@import" not in text
+    assert "prefers-color-scheme: dark" in text and "@media print" in text
+    assert len(text) < 300_000
+
+
+def test_page_says_what_the_run_reached(run):
+    text = Page(write_report(run).read_text()).text
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    for task in ("ctr", "cvr"):
+        for name in ("auc", "auc_low", "auc_high", "log_loss", "oracle_auc", "gauc"):
+            assert f"{metrics[f'{task}/{name}']:.4f}" in text
+        gap = metrics[f"{task}/oracle_auc"] - metrics[f"{task}/auc"]
+        assert f"{gap:.4f} below the oracle" in text
+    for words in (
+        "quick start", "DCNv2 on synthetic_clicks", "81,250", "input wait 1.2%",
+        "2:54", "1.23 M dense", "AMD EPYC 9B14", "23.5 GiB", "0.10.2", "step 2,400",
+        "cvr: validation log loss", "ctr: calibration on the test split",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_every_curve_is_there(run):
+    page = Page(write_report(run).read_text())
+    # loss, rate, throughput; AUC, log loss and calibration of both tasks
+    assert page.tags.count("svg") == 3 + 2 * 3
+
+
+def test_ids_inside_figures_do_not_clash(run):
+    text = write_report(run).read_text()
+    ids = re.findall(r' id="([^"]*)"', text)
+    assert len(ids) == len(set(ids)) > 5
+    used = re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', text)
+    assert {clip or mark for clip, mark in used} <= set(ids)
+
+
+def test_changed_options_are_emphasised(run):
+    text = write_report(run).read_text()
+    assert "<b>0.002</b> <small>default 0.001</small>" in text
+    assert "<b>cosine</b> <small>default constant</small>" in text
+    assert "<td>0.999</tr>" in text  # b1 and the like keep their default
+
+
+def test_text_of_the_run_is_escaped(edited):
+    def change(result):
+        result["dataset"] = "<script>alert(1)</script>"
+        result["hardware"]["cpu"] = '<img src="http://x">'
+        result["metrics"]["<i>ctr</i>/auc"] = 0.5
+
+    text = edited("result.json", change)
+    assert "<script" not in text and "<img" not in text and "<i>" not in text
+    assert "&lt;script&gt;" in text
+    text = edited(
+        "config.json",
+        lambda c: c["config"]["data"].update({"fields": ["<b onload=1>"]}),
+    )
+    assert "<b onload" not in text
+
+
+def test_undefined_metrics_are_dashes_even_if_written_as_nan(edited):
+    def change(result):
+        result["calibration_table"] = {}
+        result["metrics"] = {"ctr/auc": float("nan"), "ctr/gauc": None}
+        result["best_validation"].update(value=None, step=0, metrics={})
+
+    text = Page(edited("result.json", change)).text
+    assert "the test split defines no AUC" in text and "oracle’s" not in text
+    assert "–" in text and "nan" not in text.lower()
+
+
+def test_unfinished_run_has_no_page(run, tmp_path):
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    with pytest.raises(FileNotFoundError, match=r"result.json"):
+        write_report(tmp_path)

@@ -1,6 +1,5 @@
 """Evaluation: the best checkpoint of a finished or interrupted run."""
 
-import json
 from typing import Any
 
 import jax
@@ -61,6 +60,6 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         result[split] = evaluation.metrics
         for name, value in evaluation.metrics.items():
             console.message(f"{split:5}  {name:28} {value:.6g}")
-    (folder / FILE_NAME).write_text(json.dumps(result, indent=1) + "\n")
+    run_folder.write_json(folder / FILE_NAME, result)
     console.close()
     return result

@@ -44,6 +44,7 @@ class Progress:
         timed_examples: those in `train_seconds`.
         train_seconds: time in steps, without compilation, evaluation and saving.
         wait_seconds: part of it spent waiting for input.
+        wall_seconds: of the processes before this one, up to their last checkpoint.
         plateau: selection metric and learning-rate reductions.
         best_metrics: validation metrics of the best evaluation.
         is_stopped: early stopping has ended the run.
@@ -54,6 +55,7 @@ class Progress:
     timed_examples: int = 0
     train_seconds: float = 0.0
     wait_seconds: float = 0.0
+    wall_seconds: float = 0.0
     plateau: Plateau = dataclasses.field(default_factory=Plateau)
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     is_stopped: bool = False
@@ -183,10 +185,11 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
                 )
                 _tell(console, track, valid, step, setup, is_best, progress)
             if is_save:
+                wall_seconds = progress.wall_seconds + time.monotonic() - started
                 checkpoints.save(
                     step,
                     state,
-                    dataclasses.asdict(progress),
+                    dataclasses.asdict(progress) | {"wall_seconds": wall_seconds},
                     plan=steps.engine.plan,
                     is_best=is_best,
                 )
@@ -229,7 +232,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         "examples_per_second": _ratio(progress.timed_examples, progress.train_seconds),
         "input_wait": _ratio(progress.wait_seconds, progress.train_seconds),
         "train_seconds": progress.train_seconds,
-        "wall_seconds": time.monotonic() - started,
+        "wall_seconds": progress.wall_seconds + time.monotonic() - started,
         "seed": config.train.seed,
         "config_hash": run_folder.hash_of(config),
         "model": type(config.model.backbone).__name__,
@@ -243,7 +246,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         "hardware": environment.hardware(),
         "calibration_table": test.calibration,
     }
-    run_folder.write_result(folder, result)
+    run_folder.write_json(folder / run_folder.RESULT, result)
     writer.close()
     checkpoints.close()
     if config.observe.report:

@@ -1,6 +1,7 @@
 """The folder of one run: its configuration, its result, and whose it is."""
 
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -27,7 +28,7 @@ def claim(workdir: str, config: ExperimentConfig) -> pathlib.Path:
             "folder; name a new or empty folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(path, {"hash": hash_of(config), "config": config.to_dict()})
+    write_json(path, {"hash": hash_of(config), "config": config.to_dict()})
     return folder
 
 
@@ -52,11 +53,6 @@ def hash_of(config: ExperimentConfig) -> str:
     return config_hash(config, ignore=NOT_OF_THE_RUN)
 
 
-def write_result(folder: pathlib.Path, result: dict[str, Any]) -> None:
-    """Writes `result.json`, whole or not at all."""
-    _write_json(folder / RESULT, result)
-
-
 def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
     """Returns `result.json` of a finished run, else None."""
     path = folder / RESULT
@@ -76,7 +72,16 @@ def _check_same(path: pathlib.Path, config: ExperimentConfig) -> None:
     )
 
 
-def _write_json(path: pathlib.Path, tree: dict[str, Any]) -> None:
+def write_json(path: pathlib.Path, tree: dict[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all; numbers that are not finite are null."""
     draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(tree, indent=1) + "\n")
+    draft.write_text(json.dumps(_finite(tree), indent=1, allow_nan=False) + "\n")
     os.replace(draft, path)
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

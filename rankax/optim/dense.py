@@ -30,7 +30,7 @@ def dense_optimizer(config: DenseOptimizerConfig) -> optax.GradientTransformatio
         case "adagrad":
             parts.append(optax.scale_by_rss(eps=config.eps))
         case "sgd":
-            pass
+            parts.append(optax.identity())
         case other:
             raise ValueError(f"unknown dense optimizer {other!r}")
     if config.weight_decay:

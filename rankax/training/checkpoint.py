@@ -135,6 +135,7 @@ def _manifest(arrays: Mapping[str, Any], plan: TablePlan) -> dict[str, Any]:
         "tables": {
             f"{part.name}/{table.spec.name}": {
                 "num_rows": table.spec.num_rows,
+                "dim": table.spec.dim,
                 "offset": table.offset,
                 "salt": table.salt,
             }

@@ -27,7 +27,10 @@ from rankax.training.checkpoint import Checkpoints
 def make_config(**train_options):
     config = ExperimentConfig()
     config.data.source = SyntheticConfig(
-        num_train_rows=6_000, num_valid_rows=1_000, num_test_rows=1_000, rows_per_group=500
+        num_train_rows=6_000,
+        num_valid_rows=1_000,
+        num_test_rows=1_000,
+        rows_per_group=500,
     )
     config.data.lanes = 8
     config.tables.num_shards = 64
@@ -180,19 +183,26 @@ def test_a_checkpoint_restores_on_another_device_count(tmp_path, monkeypatch, de
     jax.tree.map(np.testing.assert_array_equal, saved, restored)
 
 
-def test_a_checkpoint_of_other_tables_is_refused_by_name(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     config = make_config(num_epochs=0, num_steps=10)
     train(config, str(tmp_path))
-    other = make_config(num_epochs=0, num_steps=10)
-    other.model.backbone.embedding_dim = 8
-    with pytest.raises(ConfigError, match=r"array 'opt_state/.*' is float32\[.*4\] there"):
-        final_state(other, tmp_path)
+    config.model.backbone.hidden_dims = (24,)
+    with pytest.raises(
+        ConfigError, match=r"array 'opt_state/.*' is float32\[.*16.*\] there"
+    ):
+        final_state(config, tmp_path)
+    config = make_config(num_epochs=0, num_steps=10)
+    config.model.backbone.embedding_dim = 8
+    with pytest.raises(ConfigError, match=r"table 'embedding.*'dim': 4.*'dim': 8"):
+        final_state(config, tmp_path)
 
 
 def test_a_run_folder_of_another_configuration_is_refused(tmp_path):
     train(make_config(num_epochs=0, num_steps=10), str(tmp_path))
     other = make_config(num_epochs=0, num_steps=10, seed=7)
-    with pytest.raises(ConfigError, match=r"another configuration[\s\S]*train.seed: 0 -> 7"):
+    with pytest.raises(
+        ConfigError, match=r"another configuration[\s\S]*train.seed: 0 -> 7"
+    ):
         train(other, str(tmp_path))
     same = make_config(num_epochs=0, num_steps=10)
     same.observe.log_every = 3  # does not change what is computed
@@ -201,5 +211,5 @@ def test_a_run_folder_of_another_configuration_is_refused(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("do not touch")
-    with pytest.raises(ConfigError, match="holds files but no config.json"):
+    with pytest.raises(ConfigError, match=r"holds files but no config\.json"):
         train(make_config(), str(tmp_path))

@@ -1,0 +1,195 @@
+import dataclasses
+import json
+
+import pytest
+
+from rankax.config.base import Config, ConfigError, config_hash, difference
+from rankax.config.experiment import (
+    NOT_OF_THE_RUN,
+    ExperimentConfig,
+    ParquetConfig,
+    SourceConfig,
+)
+from rankax.models import backbones  # noqa: F401
+from rankax.models.base import named_config
+
+
+def valid_config():
+    config = ExperimentConfig()
+    config.data.source = ParquetConfig(path="somewhere")
+    config.model.backbone = named_config("dnn")
+    config.train.num_steps = 10
+    return config
+
+
+def test_an_unknown_option_is_answered_with_the_closest_one():
+    config = ExperimentConfig()
+    with pytest.raises(
+        ConfigError, match=r"no option 'batchsize'; did you mean 'batch_size'"
+    ):
+        config.train.batchsize = 3
+    with pytest.raises(TypeError, match="hiden_dims"):
+        named_config("dnn", hiden_dims=(3,))
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value", "message"),
+    [
+        (
+            "train",
+            "batch_size",
+            "4096",
+            "TrainConfig.batch_size: expected int, found str '4096'",
+        ),
+        ("train", "batch_size", 4096.0, "expected int, found float"),
+        ("train", "seed", True, "expected int, found bool"),
+        ("data", "shuffle", 1, "expected bool, found int"),
+        ("data", "tasks", "ctr", "expected a tuple, found 'ctr'"),
+        (
+            "data",
+            "tasks",
+            ("ctr", 3),
+            r"DataConfig.tasks\[1\]: expected str, found int",
+        ),
+        ("data", "source", "path", "expected SourceConfig, found str"),
+        ("eval", "metric", None, "expected str, found NoneType"),
+    ],
+)
+def test_a_wrong_type_set_in_a_file_fails_at_the_assignment(
+    section, option, value, message
+):
+    with pytest.raises(ConfigError, match=message):
+        setattr(getattr(ExperimentConfig(), section), option, value)
+
+
+def test_integers_widen_to_float_and_lists_become_tuples():
+    config = ExperimentConfig()
+    config.optimizer.dense.learning_rate = 1
+    config.data.tasks = ["ctr"]
+    assert type(config.optimizer.dense.learning_rate) is float
+    assert config.data.tasks == ("ctr",)
+
+
+def test_a_frozen_configuration_refuses_changes_everywhere():
+    config = valid_config()
+    config.freeze()
+    for section, option in ((config.train, "seed"), (config.model.backbone, "dropout")):
+        with pytest.raises(ConfigError, match="the configuration is frozen"):
+            setattr(section, option, 1)
+
+
+def test_a_valid_configuration_passes():
+    valid_config().validate()
+
+
+def change(config, path, value):
+    *sections, option = path.split(".")
+    for section in sections:
+        config = getattr(config, section)
+    setattr(config, option, value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.batch_size": 100}, "must be a multiple of data.lanes = 16; use 96"),
+        (
+            {"eval.batch_size": 7},
+            "eval.batch_size = 7 must be a multiple of data.lanes",
+        ),
+        ({"train.num_epochs": 1}, "set exactly one of them"),
+        ({"train.num_steps": 0}, "set exactly one of them"),
+        ({"train.num_steps": -1}, "train.num_steps = -1 must be at least 0"),
+        ({"data.lanes": 0}, "data.lanes = 0 must be at least 1"),
+        ({"tables.num_shards": 100}, "must be a power of two"),
+        ({"optimizer.dense.name": "adamm"}, "'adamm' is unknown; did you mean 'adam'"),
+        (
+            {"optimizer.sparse.name": "adam"},
+            "optimizer.sparse.name = 'adam' is unknown",
+        ),
+        ({"optimizer.schedule.decay": "cos"}, "did you mean 'cosine'"),
+        ({"optimizer.dense.weight_decay": 0.1}, "used by 'adamw' only"),
+        ({"optimizer.schedule.plateau_factor": 1.5}, "must be below 1"),
+        ({"optimizer.schedule.final_factor": 0.1}, "no use with decay = 'constant'"),
+        ({"data.source": ParquetConfig()}, "data.source.path is empty"),
+        ({"data.source": SourceConfig()}, "data.source is not set"),
+        (
+            {"optimizer.dense.learning_rate": float("nan")},
+            "learning_rate = nan must be",
+        ),
+        (
+            {"data.tasks": ("a", "b"), "model.task_weights": (1.0,)},
+            r"task_weights has 1 values for 2 tasks",
+        ),
+    ],
+)
+def test_broken_rules_are_errors_with_advice(changes, message):
+    config = valid_config()
+    for path, value in changes.items():
+        change(config, path, value)
+    with pytest.raises(ConfigError, match=message):
+        config.validate()
+
+
+def test_all_broken_rules_are_told_at_once():
+    with pytest.raises(ConfigError) as error:
+        ExperimentConfig().validate()
+    assert str(error.value).count("\n  - ") == 3
+    assert "model.backbone is not set" in str(error.value)
+
+
+def test_the_hash_follows_what_decides_the_result_only():
+    base = config_hash(valid_config(), ignore=NOT_OF_THE_RUN)
+    assert len(base) == 12
+    for path, value, is_same in (
+        ("train.seed", 1, False),
+        ("optimizer.dense.learning_rate", 0.5, False),
+        ("model.backbone", named_config("dnn", dropout=0.1), False),
+        ("model.backbone", named_config("dcnv2"), False),
+        ("observe.log_every", 7, True),
+        ("mesh.model", 2, True),
+        ("data.source.path", "elsewhere", True),
+    ):
+        config = valid_config()
+        change(config, path, value)
+        assert (config_hash(config, ignore=NOT_OF_THE_RUN) == base) is is_same, path
+
+
+def test_ignored_options_exist():
+    tree = valid_config().to_dict()
+    for path in NOT_OF_THE_RUN:
+        node = tree
+        for part in path.split("."):
+            node = node[part]
+
+
+def test_a_configuration_is_plain_json_and_differences_are_named():
+    old, new = valid_config(), valid_config()
+    change(new, "train.seed", 3)
+    new.model.backbone = named_config("dnn", hidden_dims=(3, 4))
+    a, b = old.to_dict(), new.to_dict()
+    assert json.loads(json.dumps(a)) == a
+    assert a["model"]["backbone"]["type"] == "DNNConfig"
+    assert difference(a, b) == [
+        "model.backbone.hidden_dims: [256, 128, 64] -> [3, 4]",
+        "train.seed: 0 -> 3",
+    ]
+
+
+def test_lists_of_sections_are_checked_and_frozen_too():
+    @dataclasses.dataclass(slots=True, kw_only=True)
+    class Inner(Config):
+        size: int = 1
+
+    outer = dataclasses.make_dataclass(
+        "Outer",
+        [("parts", tuple[Inner, ...], dataclasses.field(default=()))],
+        bases=(Config,),
+        slots=True,
+        kw_only=True,
+    )()
+    outer.parts = (Inner(), Inner(size=2))
+    assert outer.to_dict()["parts"][1] == {"type": "Inner", "size": 2}
+    outer.freeze()
+    with pytest.raises(ConfigError, match="frozen"):
+        outer.parts[1].size = 3

@@ -1,0 +1,167 @@
+"""Evaluation through the whole path, and what a run leaves behind."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn import metrics as sk
+
+from rankax.config.base import ConfigError
+from rankax.config.experiment import ExperimentConfig
+from rankax.config.synthetic import SyntheticConfig
+from rankax.evaluate import evaluate
+from rankax.models import backbones  # noqa: F401
+from rankax.models.base import named_config
+from rankax.observe.writers import read_metrics
+from rankax.train import NonFiniteError, train
+from rankax.training.setup import set_up
+
+
+def make_config(backbone="dnn"):
+    config = ExperimentConfig()
+    config.data.source = SyntheticConfig(
+        num_train_rows=8_000,
+        num_valid_rows=777,
+        num_test_rows=1_333,
+        rows_per_group=400,
+    )
+    config.data.lanes = 8
+    options = {} if backbone == "lr" else {"embedding_dim": 4, "hidden_dims": (8,)}
+    config.model.backbone = named_config(backbone, **options)
+    config.train.batch_size = 256
+    config.train.num_epochs = 1
+    config.optimizer.dense.learning_rate = 0.01
+    config.eval.save_predictions = True
+    config.observe.tensorboard = True
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return make_config(), folder, train(make_config(), str(folder))
+
+
+def test_every_metric_can_be_recomputed_from_the_predictions(finished):
+    _, folder, result = finished
+    table = pq.read_table(folder / "predictions.parquet").to_pydict()
+    weight = np.array(table["weight"])
+    assert len(weight) == 1_333 and np.all(weight == 1)
+    for task in ("ctr", "ctcvr"):
+        label = np.array(table[f"{task}/label"])
+        p = np.array(table[f"{task}/probability"])
+        true = np.array(table[f"{task}/true_probability"])
+        got = {
+            k: result["metrics"][f"{task}/{k}"]
+            for k in ("auc", "log_loss", "calibration")
+        }
+        assert got["auc"] == pytest.approx(
+            sk.roc_auc_score(label, p),
+            abs=result["metrics"][f"{task}/auc_bound"] + 1e-12,
+        )
+        assert got["log_loss"] == pytest.approx(sk.log_loss(label, p), rel=1e-5)
+        assert got["calibration"] == pytest.approx(p.sum() / label.sum(), rel=1e-5)
+        oracle = result["metrics"][f"{task}/oracle_auc"]
+        assert oracle == pytest.approx(sk.roc_auc_score(label, true), abs=1e-4)
+        assert result["metrics"][f"{task}/num_examples"] == 1_333
+
+
+def test_the_result_has_the_promised_keys(finished):
+    config, folder, result = finished
+    assert json.loads((folder / "result.json").read_text()) == json.loads(
+        json.dumps(result)
+    )
+    for key in ["metrics", "best_validation", "step", "epoch", "examples_seen", "examples_per_second", "input_wait", "seed", "config_hash", "dataset_fingerprint", "versions", "hardware", "model", "dataset", "num_dense_parameters", "num_table_parameters"]:
+        assert key in result, key
+    assert result["examples_seen"] == 8_000  # the padded last batch counts as it is
+    assert result["step"] == 32 and result["epoch"] == pytest.approx(1.0)
+    assert result["seed"] == config.train.seed
+    assert result["best_validation"]["metric"] == "ctr/auc"
+
+
+def test_the_run_folder_holds_curves_events_and_a_report(finished):
+    _, folder, _ = finished
+    lines = read_metrics(folder)
+    assert [x["split"] for x in lines] == ["train", "valid", "test"]
+    assert lines[0]["loss"] > 0 and 0 <= lines[0]["input_wait"] <= 1
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert "<svg" in (folder / "report.html").read_text()
+
+
+def test_evaluation_reads_every_example_once_at_any_batch_size(finished):
+    _, folder, result = finished
+    config = make_config()
+    config.eval.batch_size = 8 * 13 * 8
+    config.eval.exact_auc = True
+    again = evaluate(config, str(folder))
+    assert again["test"]["ctr/num_examples"] == 1_333
+    assert again["valid"]["ctr/num_examples"] == 777
+    assert again["test"]["ctr/log_loss"] == pytest.approx(
+        result["metrics"]["ctr/log_loss"]
+    )
+    assert again["test"]["ctr/auc"] == pytest.approx(
+        result["metrics"]["ctr/auc"], abs=1e-4
+    )
+    assert again["test"]["ctr/auc_bound"] == 0
+
+
+def test_evaluating_what_was_never_trained_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no run \(config\.json is missing\)"):
+        evaluate(make_config(), str(tmp_path / "nothing"))
+
+
+def test_a_diverging_run_stops_with_advice_and_keeps_its_last_checkpoint(tmp_path):
+    config = make_config()
+    config.optimizer.dense.name = "sgd"
+    config.optimizer.dense.learning_rate = 1e30
+    config.observe.log_every = 5
+    with pytest.raises(
+        NonFiniteError, match=r"step \d+ was NaN or infinite[\s\S]*clip_norm"
+    ):
+        train(config, str(tmp_path))
+    assert not (tmp_path / "result.json").exists()
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.batch_size": 24, "data.lanes": 3}, None),
+        (
+            {"train.batch_size": 100, "data.lanes": 10},
+            "multiple of the 8 devices; use 96",
+        ),
+        (
+            {"eval.batch_size": 36, "data.lanes": 4},
+            "eval.batch_size = 36 must be a multiple",
+        ),
+        ({"eval.metric": "cvr/auc"}, "names no task of the run"),
+        ({"eval.metric": "ctr/acu"}, "did you mean 'auc'"),
+        ({"data.tasks": ("cttr",)}, "data.tasks names 'cttr'.*did you mean 'ctr'"),
+        ({"data.fields": ("userid",)}, "data.fields names 'userid'.*'user_id'"),
+        ({"mesh.data": 3}, "but there are 8 devices"),
+        ({"tables.num_shards": 4}, "8 devices do not divide tables.num_shards = 4"),
+        ({"model.task_weights": (1.0,)}, "1 values for 2 tasks"),
+    ],
+)
+def test_options_that_do_not_fit_data_or_devices_are_refused(changes, message):
+    config = make_config("lr")
+    for path, value in changes.items():
+        section, option = path.split(".")
+        setattr(getattr(config, section), option, value)
+    if message is None:
+        set_up(config)
+        return
+    with pytest.raises(ValueError, match=message):
+        set_up(config)
+
+
+def test_selected_fields_and_tasks_are_the_only_ones_read():
+    config = make_config("lr")
+    config.data.fields = ("user_id", "item_id")
+    config.data.tasks = ("ctcvr",)
+    setup = set_up(config)
+    assert [slot.name for slot in setup.schema.slots] == ["user_id", "item_id"]
+    assert setup.selection_metric == "ctcvr/auc"
+    assert setup.steps.engine.plan.num_columns == 2

@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from rankax.config.base import ConfigError
@@ -97,12 +98,12 @@ class Checkpoints:
             _manifest(arrays, plan),
             where=f"checkpoint {step} in {self._folder}",
         )
-        arrays = self._checkpointer.load_checkpointables(step, {"state": arrays})
-        structure = jax.tree.structure(abstract)
-        return (
-            jax.tree.unflatten(structure, list(_in_order(abstract, arrays["state"]))),
-            saved["record"],
+        loaded = self._checkpointer.load_checkpointables(step, {"state": arrays})
+        state = jax.tree.map_with_path(
+            lambda path, x: loaded["state"][_name(path)] if x.size else _empty(x),
+            abstract,
         )
+        return state, saved["record"]
 
     def wait(self) -> None:
         """Returns when the save in progress is complete."""
@@ -114,12 +115,13 @@ class Checkpoints:
 
 
 def _flatten(state: TrainState) -> dict[str, Any]:
-    leaves, _ = jax.tree.flatten_with_path(state)
-    return {_name(path): leaf for path, leaf in leaves}
+    """All arrays by name, but for those without elements, which Orbax refuses."""
+    leaves = jax.tree.leaves_with_path(state)
+    return {_name(path): leaf for path, leaf in leaves if leaf.size}
 
 
-def _in_order(state: TrainState, arrays: Mapping[str, Any]):
-    return (arrays[_name(path)] for path, _ in jax.tree.leaves_with_path(state))
+def _empty(abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(abstract.shape, abstract.dtype, device=abstract.sharding)
 
 
 def _name(path: tuple[Any, ...]) -> str:

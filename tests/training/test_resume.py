@@ -197,6 +197,16 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
         final_state(config, tmp_path)
 
 
+def test_a_model_with_a_parameter_without_elements_continues(tmp_path):
+    config = make_config(num_epochs=0, num_steps=10)
+    config.model.backbone = named_config("lr")  # its numeric weights are [0, 2]
+    config.data.fields = ("user_id", "item_id")
+    train(config, str(tmp_path))
+    step, state, _ = final_state(config, tmp_path)
+    assert step == 10
+    assert state.params["network"]["backbone"]["numeric"].shape == (0, 2)
+
+
 def test_a_run_folder_of_another_configuration_is_refused(tmp_path):
     train(make_config(num_epochs=0, num_steps=10), str(tmp_path))
     other = make_config(num_epochs=0, num_steps=10, seed=7)

@@ -99,6 +99,10 @@ class RowGroup:
             self.depth,
         )
 
+    def spec_of(self, table: str) -> TableSpec:
+        """Returns the spec of a stacked table by its name."""
+        return next(t.spec for t in self.tables if t.spec.name == table)
+
     def find(self, row: int) -> tuple[TableSpec, int]:
         """Inverse of `table_rows`: the table and its row at a row of the stack."""
         shard, depth = divmod(row, self.depth)

@@ -21,16 +21,17 @@ class RoutingOverflowError(RuntimeError):
 def capacity(group: RowGroup, *, examples_per_device: int, num_devices: int) -> int:
     """Returns C, the rows one device may ask of one owner in a step.
 
-    With N devices the unique rows of a device spread almost evenly over the owners, so
-    C = mean + 6·√mean with mean = ids per device / N, and never more than the owner
-    has. On one device C holds every id.
+    A device asks a table for at most U_t = min(its ids there, rows of the table) unique
+    rows. They spread almost evenly over N owners, so C = mean + 6·√mean with
+    mean = ΣU_t / N. On one device C = ΣU_t always suffices.
     """
-    ids = examples_per_device * len(group.columns)
-    bound = min(ids, group.num_rows // num_devices)
-    mean = ids / num_devices
-    if num_devices > 1:
-        bound = min(bound, math.ceil(mean + 6 * math.sqrt(mean)))
-    return -(-bound // 8) * 8
+    unique = sum(
+        min(examples_per_device * num_columns, group.spec_of(name).num_rows)
+        for name, num_columns in tables_of_columns(group).items()
+    )
+    mean = unique / num_devices
+    bound = unique if num_devices == 1 else math.ceil(mean + 6 * math.sqrt(mean))
+    return -(-min(bound, unique) // 8) * 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,12 @@ from rankax import evaluate, train
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.card import DataError
+from rankax.embeddings.routing import RoutingOverflowError
 
 _MODES = {"train": train.train, "evaluate": evaluate.evaluate}
+
+# Errors whose message says all that a user needs.
+_TOLD = (ConfigError, DataError, RoutingOverflowError, train.NonFiniteError)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "experiment file with get_config(arg), as FILE.py or FILE.py:arg"
@@ -56,7 +60,7 @@ def run() -> None:
     flags.mark_flags_as_required(["config", "workdir"])
     try:
         app.run(main, flags_parser=_parse)
-    except (ConfigError, DataError, train.NonFiniteError) as error:
+    except _TOLD as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
@@ -71,7 +75,8 @@ def _parse(argv: list[str]) -> list[str]:
 def _advice(message: str, argv: list[str]) -> str:
     """Finds which --config.x.y does not exist and the closest one that does."""
     options = [m[1] for arg in argv if (m := re.match(r"--config\.([^=]+)", arg))]
-    known = list(_names(ExperimentConfig()))
+    config = flags.FLAGS["config"].value or ExperimentConfig()
+    known = list(_names(config))
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)

@@ -75,14 +75,24 @@ def _parse(argv: list[str]) -> list[str]:
 def _advice(message: str, argv: list[str]) -> str:
     """Finds which --config.x.y does not exist and the closest one that does."""
     options = [m[1] for arg in argv if (m := re.match(r"--config\.([^=]+)", arg))]
-    config = flags.FLAGS["config"].value or ExperimentConfig()
-    known = list(_names(config))
+    known = list(_names(_without_overrides(argv)))
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean --config.{close[0]}?" if close else "see its sections"
             return f"--config.{option}: no such option; {hint}"
     return message
+
+
+def _without_overrides(argv: list[str]) -> ExperimentConfig:
+    """Loads the file of --config alone: its model and source have options too."""
+    alone = argv[:1] + [arg for arg in argv if arg.startswith("--config=")]
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=alone
+    )
+    values(alone)
+    return config.value or ExperimentConfig()
 
 
 def _names(config, prefix: str = ""):

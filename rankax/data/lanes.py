@@ -345,8 +345,11 @@ class _Epoch:
             pieces.items(), key=lambda item: min((p.first_row, p.lane) for p in item[1])
         )
         self._num_waiting = len(loads)
+        # Groups of one size run out in all lanes together: the next ones must be ready
+        # by then, or every lane waits for all of them.
         options = grain.ReadOptions(
-            num_threads=order.num_threads, prefetch_buffer_size=order.num_threads + 1
+            num_threads=order.num_threads,
+            prefetch_buffer_size=max(len(order.own_lanes), order.num_threads + 1),
         )
         self._loads = iter(
             grain.MapDataset.source(loads).map(self._load).to_iter_dataset(options)

@@ -59,7 +59,10 @@ def test_train_then_evaluate_with_overrides_from_the_command_line(tmp_path):
         (["--config.train.batchsize=3"], "did you mean --config.train.batch_size?"),
         (["--config.trian.seed=3"], "did you mean --config.train.seed?"),
         (
-            ["--config.model.backbone.num_heads=2", "--config.model.backbone.droput=0"],
+            [
+                "--config.model.backbone.num_heads=2",
+                "--config.model.backbone.drop_out=0",
+            ],
             "did you mean --config.model.backbone.dropout?",
         ),
         (["--config.train.seed=abc"], "invalid literal for int"),

@@ -72,7 +72,24 @@ def test_the_result_has_the_promised_keys(finished):
     assert json.loads((folder / "result.json").read_text()) == json.loads(
         json.dumps(result)
     )
-    for key in ["metrics", "best_validation", "step", "epoch", "examples_seen", "examples_per_second", "input_wait", "seed", "config_hash", "dataset_fingerprint", "versions", "hardware", "model", "dataset", "num_dense_parameters", "num_table_parameters"]:
+    for key in [
+        "metrics",
+        "best_validation",
+        "step",
+        "epoch",
+        "examples_seen",
+        "examples_per_second",
+        "input_wait",
+        "seed",
+        "config_hash",
+        "dataset_fingerprint",
+        "versions",
+        "hardware",
+        "model",
+        "dataset",
+        "num_dense_parameters",
+        "num_table_parameters",
+    ]:
         assert key in result, key
     assert result["examples_seen"] == 8_000  # the padded last batch counts as it is
     assert result["step"] == 32 and result["epoch"] == pytest.approx(1.0)

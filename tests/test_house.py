@@ -124,7 +124,7 @@ def test_ten_lines_of_contributing_are_a_working_model(monkeypatch):
 
 
 def test_no_file_names_a_place_on_one_machine():
-    # Not preceded by a word, a dot or a variable: "$HOME/work/x" and URLs are fine.
+    # Not preceded by a word, a dot or a variable: paths below $HOME and URLs are fine.
     absolute = re.compile(
         r"(?<![\w.$}>~/-])/(?:work|farm|tmp|home|root|Users|mnt|opt|private)/[\w.]"
     )

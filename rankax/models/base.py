@@ -24,6 +24,7 @@ from rankax.config.experiment import (  # re-exported: all that a model file nee
 
 __all__ = [
     "BackboneConfig",
+    "EmbeddingBackboneConfig",
     "Features",
     "InputSpec",
     "TableSpec",
@@ -80,6 +81,30 @@ class InputSpec:
     def flat_dim(self, role: str = "embedding") -> int:
         """Width of `Features.flatten`: F·D + N."""
         return self.num_fields * self.dims[role] + self.num_numeric
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class EmbeddingBackboneConfig(BackboneConfig):
+    """Base of backbones that need one embedding of D per row and nothing else.
+
+    Attributes:
+        embedding_dim: D.
+        embedding_init_std: rows start as N(0, std²).
+    """
+
+    embedding_dim: int = 16
+    embedding_init_std: float = 1e-4
+
+    def tables(
+        self, num_rows: Mapping[str, int], *, num_tasks: int
+    ) -> tuple[TableSpec, ...]:
+        """Returns one embedding table per table of the card."""
+        return tables_for_role(
+            num_rows,
+            role="embedding",
+            dim=self.embedding_dim,
+            init_scale=self.embedding_init_std,
+        )
 
 
 _BACKBONES: dict[type[BackboneConfig], Callable[..., nnx.Module]] = {}

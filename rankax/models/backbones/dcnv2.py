@@ -4,7 +4,6 @@ Cross layer: x_{l+1} = x_0 ⊙ (x_l·W_l + b_l) + x_l, W_l full.
 Published Frappe_x1 test AUC: 0.9838 ± 0.0005 (BARS, mean of 5 runs).
 """
 
-from collections.abc import Mapping
 import dataclasses
 
 from flax import nnx
@@ -14,36 +13,21 @@ import jax.numpy as jnp
 from rankax.layers.cross import CrossNet
 from rankax.layers.mlp import MLP
 from rankax.models.base import (
-    BackboneConfig,
+    EmbeddingBackboneConfig,
     Features,
     InputSpec,
-    TableSpec,
     register_backbone,
-    tables_for_role,
 )
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class DCNv2Config(BackboneConfig):
+class DCNv2Config(EmbeddingBackboneConfig):
     """Without `hidden_dims` the model is the cross network alone."""
 
-    embedding_dim: int = 16
-    embedding_init_std: float = 1e-4
     num_cross_layers: int = 3
     hidden_dims: tuple[int, ...] = (256, 128, 64)
     use_batch_norm: bool = False
     dropout: float = 0.0
-
-    def tables(
-        self, num_rows: Mapping[str, int], *, num_tasks: int
-    ) -> tuple[TableSpec, ...]:
-        """One embedding per row."""
-        return tables_for_role(
-            num_rows,
-            role="embedding",
-            dim=self.embedding_dim,
-            init_scale=self.embedding_init_std,
-        )
 
 
 @register_backbone(DCNv2Config)

@@ -37,12 +37,11 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     latest = checkpoints.latest_step
     if latest is None:
         raise ConfigError(f"{folder} holds no checkpoint yet; train it further")
+    step = checkpoints.record(latest)["plateau"]["best_step"] or latest
     steps = setup.steps
-    abstract, plan = steps.abstract_state(), steps.engine.plan
-    state, record = checkpoints.restore(abstract, plan=plan, step=latest)
-    step = record["plateau"]["best_step"] or latest
-    if step != latest:
-        state, _ = checkpoints.restore(abstract, plan=plan, step=step)
+    state = checkpoints.restore(
+        steps.abstract_state(), plan=steps.engine.plan, step=step
+    )
     checkpoints.close()
     result: dict[str, Any] = {"step": step}
     for split in ("valid", "test"):

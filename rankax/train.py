@@ -105,10 +105,10 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     if step is None:
         step, state = 0, steps.init_state()
     else:
-        state, record = checkpoints.restore(
+        state = checkpoints.restore(
             steps.abstract_state(), plan=steps.engine.plan, step=step
         )
-        progress = Progress.from_dict(record)
+        progress = Progress.from_dict(checkpoints.record(step))
         console.message(f"continuing {folder} from step {step:,}")
     writer = MetricsWriter(
         folder, tensorboard=config.observe.tensorboard, resume_step=step
@@ -151,8 +151,8 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
             every = config.checkpoint.every_steps
             is_save = is_evaluation or (every and step % every == 0)
             if step % config.observe.log_every == 0 or is_save:
-                values = window.close(progress, state)
-                _check_finite(state, config, folder)
+                values, first_bad_step = window.close(progress, state)
+                _check_finite(first_bad_step, config, folder)
                 values["learning_rate"] = factor * config.optimizer.dense.learning_rate
                 writer.write(
                     step=step,
@@ -193,7 +193,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
                     plan=steps.engine.plan,
                     is_best=is_best,
                 )
-                window.restart()
+                window = _Window()
     finally:
         track.close()
         batches.close()
@@ -202,7 +202,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     # ------------------------------------------------ best checkpoint on the test split
     best_step = progress.plateau.best_step
     if best_step and best_step != step:
-        state, _ = checkpoints.restore(
+        state = checkpoints.restore(
             steps.abstract_state(), plan=steps.engine.plan, step=best_step
         )
     test = evaluate(
@@ -271,12 +271,9 @@ class _Window:
         self._losses: list[jax.Array] = []
         self._flying: deque[jax.Array] = deque()
         self._examples: list[int] = []
+        self._untimed = 0  # examples of the step that ends the compilation
         self._started = 0.0
         self._is_timed = False
-
-    def restart(self) -> None:
-        """Begins a new stretch."""
-        self.__init__()
 
     def add(self, loss: jax.Array, num_examples: int) -> None:
         """Takes in a step that was just given to the devices."""
@@ -292,9 +289,11 @@ class _Window:
         elif len(self._flying) > _IN_FLIGHT:
             self._flying.popleft().block_until_ready()
 
-    def close(self, progress: Progress, state: TrainState) -> dict[str, float]:
-        """Ends the window in one transfer and returns its log values."""
-        losses = jax.device_get((self._losses, state.step))[0]
+    def close(
+        self, progress: Progress, state: TrainState
+    ) -> tuple[dict[str, float], int]:
+        """Ends the window in one transfer: its log values, and `first_bad_step`."""
+        losses, bad = jax.device_get((self._losses, state.first_bad_step))
         seconds = time.monotonic() - self._started
         examples = sum(self._examples)
         timed = examples - self._untimed
@@ -308,17 +307,18 @@ class _Window:
             values["input_wait"] = self.wait_seconds / seconds
         self._losses, self._examples, self._untimed = [], [], 0
         self._started, self.wait_seconds = time.monotonic(), 0.0
-        return values
+        return values, int(bad)
 
 
-def _check_finite(state: TrainState, config: ExperimentConfig, folder: pathlib.Path):
-    bad = int(state.first_bad_step)
-    if bad >= 0:
+def _check_finite(
+    first_bad_step: int, config: ExperimentConfig, folder: pathlib.Path
+) -> None:
+    if first_bad_step >= 0:
         raise NonFiniteError(
-            f"the loss or a gradient of step {bad + 1} was NaN or infinite. Nothing "
-            "was written from that step on, neither weights nor table rows, and "
-            f"{folder} still holds the last checkpoint before it. Lower the learning "
-            f"rate (optimizer.dense {config.optimizer.dense.learning_rate:g}, "
+            f"the loss or a gradient of step {first_bad_step + 1} was NaN or infinite. "
+            "Nothing was written from that step on, neither weights nor table rows, "
+            f"and {folder} still holds the last checkpoint before it. Lower the "
+            f"learning rate (optimizer.dense {config.optimizer.dense.learning_rate:g}, "
             f"optimizer.sparse {config.optimizer.sparse.learning_rate:g}), set "
             "optimizer.dense.clip_norm or a warm-up, in a new --workdir; or look for "
             "extreme values in the numeric fields"

@@ -12,7 +12,7 @@ every table's hottest rows on the first device. Tables below a byte limit are st
 into one replicated array instead and train like dense weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -36,17 +36,15 @@ class PlacedTable:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RowGroup:
-    """Row-sharded tables stacked into one array [S, R, D].
+class Stack:
+    """Tables of one role and width in one array.
 
     Attributes:
-        name: key in the `tables` pytree.
+        name: key of the array.
         role: the role of `TableSpec` that it serves.
         tables: the stacked tables.
         columns: columns of the batch's ids that look up here, ascending.
         column_tables: index into `tables` for each of `columns`.
-        num_shards: S.
-        depth: R.
         dim: D.
     """
 
@@ -55,23 +53,34 @@ class RowGroup:
     tables: tuple[PlacedTable, ...]
     columns: tuple[int, ...]
     column_tables: tuple[int, ...]
-    num_shards: int
-    depth: int
     dim: int
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the stack, padding included: S·R."""
-        return self.num_shards * self.depth
 
     @functools.cached_property
     def _constants(self) -> tuple[np.ndarray, np.ndarray]:
-        """Salt and depth offset of each column, [K_g] uint32."""
+        """Salt and offset of each column's table, [K_g] uint32."""
         placed = [self.tables[i] for i in self.column_tables]
         return (
             np.array([table.salt for table in placed], np.uint32),
             np.array([table.offset for table in placed], np.uint32),
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowGroup(Stack):
+    """Row-sharded tables stacked into one array [S, R, D].
+
+    Attributes:
+        num_shards: S.
+        depth: R.
+    """
+
+    num_shards: int
+    depth: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the stack, padding included: S·R."""
+        return self.num_shards * self.depth
 
     def stack_rows(self, ids: np.ndarray) -> np.ndarray:
         """Maps rows of tables to rows s·R + r of the stack.
@@ -99,10 +108,6 @@ class RowGroup:
             self.depth,
         )
 
-    def spec_of(self, table: str) -> TableSpec:
-        """Returns the spec of a stacked table by its name."""
-        return next(t.spec for t in self.tables if t.spec.name == table)
-
     def find(self, row: int) -> tuple[TableSpec, int]:
         """Inverse of `table_rows`: the table and its row at a row of the stack."""
         shard, depth = divmod(row, self.depth)
@@ -113,24 +118,19 @@ class RowGroup:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReplicatedStack:
-    """Small tables of one role stacked into one replicated array [V, D].
+class ReplicatedStack(Stack):
+    """Small tables stacked into one replicated array [V, D].
 
-    Attributes are those of `RowGroup`; `offset` of a table is its first row.
+    Attributes:
+        num_rows: V; `offset` of a table is its first row.
     """
 
-    name: str
-    role: str
-    tables: tuple[PlacedTable, ...]
-    columns: tuple[int, ...]
-    column_tables: tuple[int, ...]
     num_rows: int
-    dim: int
 
     def stack_rows(self, ids: np.ndarray) -> np.ndarray:
         """Maps rows of tables to rows of the stack; padding becomes V (no row)."""
         ids = ids[:, list(self.columns)]
-        offsets = np.array([self.tables[i].offset for i in self.column_tables])
+        _, offsets = self._constants
         return np.where(ids < 0, self.num_rows, ids + offsets).astype(np.int32)
 
 
@@ -149,23 +149,28 @@ class TablePlan:
     num_columns: int
 
     @property
+    def parts(self) -> tuple[RowGroup | ReplicatedStack, ...]:
+        """All stacks."""
+        return (*self.groups, *self.stacks)
+
+    @property
     def dims(self) -> dict[str, int]:
         """Role -> D."""
-        return {part.role: part.dim for part in (*self.groups, *self.stacks)}
+        return {part.role: part.dim for part in self.parts}
 
     @property
     def num_parameters(self) -> int:
         """Trainable numbers in all tables, padding rows excluded."""
         return sum(
             table.spec.num_rows * table.spec.dim
-            for part in (*self.groups, *self.stacks)
+            for part in self.parts
             for table in part.tables
         )
 
     def __str__(self) -> str:
         """A table of tables, for people."""
         lines = [f"{'table':24} {'role':10} {'rows':>12} {'dim':>4} {'MB':>9}  placed"]
-        for part in (*self.groups, *self.stacks):
+        for part in self.parts:
             where = "by row" if isinstance(part, RowGroup) else "replicated"
             for table in part.tables:
                 spec = table.spec
@@ -325,12 +330,3 @@ def _stack_rows(
     shard = ((k & mask) * np.uint32(_odd(shards)) + salts) & mask
     below = k >> np.uint32(shards.bit_length() - 1)
     return (shard * np.uint32(depth) + offsets + below).astype(np.int32)
-
-
-def tables_of_columns(group: RowGroup) -> Mapping[str, int]:
-    """Returns table name -> how many id columns look it up (for error messages)."""
-    counts: dict[str, int] = {}
-    for index in group.column_tables:
-        name = group.tables[index].spec.name
-        counts[name] = counts.get(name, 0) + 1
-    return counts

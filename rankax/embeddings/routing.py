@@ -6,12 +6,13 @@ local rows. C is static, so the exchange is one fixed-size all-to-all. More rows
 C for one owner are an error that names the numbers; no id is ever dropped.
 """
 
+from collections import Counter
 import dataclasses
 import math
 
 import numpy as np
 
-from rankax.embeddings.placement import RowGroup, tables_of_columns
+from rankax.embeddings.placement import RowGroup
 
 
 class RoutingOverflowError(RuntimeError):
@@ -26,8 +27,8 @@ def capacity(group: RowGroup, *, examples_per_device: int, num_devices: int) -> 
     mean = ΣU_t / N. On one device C = ΣU_t always suffices.
     """
     unique = sum(
-        min(examples_per_device * num_columns, group.spec_of(name).num_rows)
-        for name, num_columns in tables_of_columns(group).items()
+        min(examples_per_device * num_columns, group.tables[table].spec.num_rows)
+        for table, num_columns in Counter(group.column_tables).items()
     )
     mean = unique / num_devices
     bound = unique if num_devices == 1 else math.ceil(mean + 6 * math.sqrt(mean))
@@ -96,8 +97,9 @@ def route(
 
 def _overflow(group: RowGroup, device: int, counts: np.ndarray, c: int) -> None:
     owner = int(counts.argmax())
+    tables = sorted({group.tables[i].spec.name for i in group.column_tables})
     raise RoutingOverflowError(
-        f"tables {sorted(tables_of_columns(group))} (group {group.name!r}): device "
+        f"tables {tables} (group {group.name!r}): device "
         f"{device} asks device {owner} for {counts[owner]} unique rows, but the "
         f"exchange holds {c} per owner (mean over owners {counts.mean():.0f}). No id "
         "was dropped: the step did not run. The ids of this batch are extremely "

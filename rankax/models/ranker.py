@@ -101,7 +101,7 @@ class Ranker(nnx.Module):
             if first.bag >= 0 and not first.combiner:  # a sequence
                 events = piece.reshape(len(rows), len(run), first.width, -1)
                 events = events.swapaxes(1, 2)  # [B, L, A, D]
-                if first.field in self.encoders and role == "embedding":
+                if role == "embedding":
                     encoder = self.encoders[first.field]
                     piece = encoder(events, lengths[:, first.bag], rngs=rngs)
                 else:

@@ -82,28 +82,33 @@ class Checkpoints:
             overwrite=step in {c.step for c in self._checkpointer.checkpoints},
         )
 
+    def record(self, step: int) -> dict[str, Any]:
+        """Returns the record given to `save`, without loading any array."""
+        return self._metadata(step)["record"]
+
     def restore(
         self, abstract: TrainState, *, plan: TablePlan, step: int
-    ) -> tuple[TrainState, dict[str, Any]]:
+    ) -> TrainState:
         """Loads a checkpoint into the shardings of `abstract`, on any device count.
 
         Raises:
             ConfigError: the checkpoint holds other arrays or tables than this run.
         """
         self.wait()
-        saved: Any = self._checkpointer.checkpointables_metadata(step).custom_metadata
         arrays = _flatten(abstract)
         _check_manifest(
-            saved["manifest"],
+            self._metadata(step)["manifest"],
             _manifest(arrays, plan),
             where=f"checkpoint {step} in {self._folder}",
         )
         loaded = self._checkpointer.load_checkpointables(step, {"state": arrays})
-        state = jax.tree.map_with_path(
+        return jax.tree.map_with_path(
             lambda path, x: loaded["state"][_name(path)] if x.size else _empty(x),
             abstract,
         )
-        return state, saved["record"]
+
+    def _metadata(self, step: int) -> Any:
+        return self._checkpointer.checkpointables_metadata(step).custom_metadata
 
     def wait(self) -> None:
         """Returns when the save in progress is complete."""
@@ -141,7 +146,7 @@ def _manifest(arrays: Mapping[str, Any], plan: TablePlan) -> dict[str, Any]:
                 "offset": table.offset,
                 "salt": table.salt,
             }
-            for part in (*plan.groups, *plan.stacks)
+            for part in plan.parts
             for table in part.tables
         },
     }

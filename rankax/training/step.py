@@ -62,6 +62,7 @@ class Steps:
         schema: fields and tasks.
         mesh: device mesh.
         engine: the tables.
+        num_dense_parameters: trainable numbers of the network, tables excluded.
     """
 
     def __init__(self, config: ExperimentConfig, schema: Schema, mesh: Mesh):
@@ -82,7 +83,8 @@ class Steps:
         self._optimizer = dense_optimizer(config.optimizer.dense)
         self._seed = config.train.seed
         abstract = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
-        self._graph = nnx.split(abstract, nnx.Param, ...)[0]
+        self._graph, params, _ = nnx.split(abstract, nnx.Param, ...)
+        self.num_dense_parameters = sum(x.size for x in jax.tree.leaves(params))
         self._train = jax.jit(self._train_step, donate_argnums=0)
         self._evaluate = jax.jit(self._logits)
 
@@ -124,12 +126,6 @@ class Steps:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         return jax.tree.map_with_path(place, state)
-
-    @property
-    def num_dense_parameters(self) -> int:
-        """Trainable numbers of the network, tables excluded."""
-        params = jax.eval_shape(self.init_state).params[NETWORK]
-        return sum(x.size for x in jax.tree.leaves(params))
 
     def _build(self, key: jax.Array) -> Ranker:
         dims = self.engine.plan.dims

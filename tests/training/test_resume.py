@@ -55,9 +55,10 @@ def final_state(config, folder):
     checkpoints = Checkpoints(folder / "checkpoints", keep_last=1)
     step = checkpoints.latest_step
     assert step is not None
-    state, record = checkpoints.restore(
+    state = checkpoints.restore(
         setup.steps.abstract_state(), plan=setup.steps.engine.plan, step=step
     )
+    record = checkpoints.record(step)
     checkpoints.close()
     return step, jax.tree.map(np.asarray, state), record
 

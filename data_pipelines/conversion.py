@@ -8,7 +8,7 @@ rows of all splits. Memory holds the vocabularies and one chunk of rows.
 # pyarrow.compute makes its functions when it is imported.
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 import json
 import pathlib
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from rich.progress import Progress
 
 from data_pipelines import raw_files, splits
-from data_pipelines.vocabulary import Hashed, Vocabulary, stable_ids
+from data_pipelines.vocabulary import Hashed, SliceValues, Vocabulary, stable_ids
 from rankax.config.base import suggest
 from rankax.data import packing
 from rankax.data.card import (
@@ -31,6 +31,7 @@ from rankax.data.card import (
     Label,
     NumericField,
     SequenceField,
+    Slice,
     Split,
 )
 from rankax.data.parquet import ROWS_PER_GROUP, DatasetWriter
@@ -58,6 +59,8 @@ class Plan:
         labels: how each label is made.
         special: "weight", "group", "time", "domain" -> raw column.
         hashed: table -> number of rows; all other tables are vocabularies.
+        min_count: ids that training has less often are unknown ids.
+        slices: raw columns of few values, by which evaluation reports metrics.
         origin: for the card.
         licence: for the card.
     """
@@ -67,6 +70,8 @@ class Plan:
     labels: tuple[LabelRule, ...]
     special: dict[str, str] = dataclasses.field(default_factory=dict)
     hashed: dict[str, int] = dataclasses.field(default_factory=dict)
+    min_count: int = 1
+    slices: tuple[str, ...] = ()
     origin: str = ""
     licence: str = ""
 
@@ -95,6 +100,10 @@ class Plan:
         others = [(f.name, "number") for f in self.fields if type(f) is NumericField]
         others += [(label.column, "number") for label in self.labels]
         others += [(column, SPECIAL_KINDS[k]) for k, column in self.special.items()]
+        for column in self.slices:
+            if kinds.get(column) == "list":
+                raise DataError(f"{column!r} cannot be sliced by: it holds lists")
+            others.append((column, kinds.get(column, "id")))
         for column, kind in others:
             if kinds.setdefault(column, kind) != kind:
                 raise DataError(
@@ -120,8 +129,10 @@ class Plan:
                     f"{suggest(table, tuple(tables))}"
                 )
         return {
-            t: Hashed(t, self.hashed[t]) if t in self.hashed else Vocabulary(t)
-            for t in tables
+            table: Hashed(table, self.hashed[table])
+            if table in self.hashed
+            else Vocabulary(table, min_count=self.min_count)
+            for table in tables
         }
 
 
@@ -183,9 +194,48 @@ class RawRows:
             yield from raw_files.chunks(file, self._columns, self._form)
 
 
+class TableRows:
+    """Rows that are in memory already, by split; columns as `Plan.kinds` asks."""
+
+    def __init__(self, tables: Mapping[str, pa.Table], plan: Plan, *, rule: str):
+        """Casts the columns in use.
+
+        Args:
+            tables: split -> rows, "train" among them.
+            plan: names the columns.
+            rule: how the splits were made, in words, for the card.
+
+        Raises:
+            DataError: a column is missing, of a wrong type or not the same everywhere.
+        """
+        kinds = plan.kinds()
+        columns = {
+            name: raw_files.column_of(tables["train"].schema, name, kind, where="train")
+            for name, kind in kinds.items()
+        }
+        _check_id_types(plan, columns)
+        self.rule, self.names = rule, tuple(tables)
+        self._tables = {
+            split: pa.table(
+                {
+                    name: table[name].combine_chunks().cast(column.type)
+                    for name, column in columns.items()
+                }
+            )
+            for split, table in tables.items()
+        }
+
+    def chunks(self, *, only_train: bool = False) -> Iterator[tuple[str, pa.Table]]:
+        """Yields (split, rows)."""
+        for name in ("train",) if only_train else self.names:
+            table = self._tables[name]
+            for start in range(0, table.num_rows, raw_files.PARQUET_ROWS):
+                yield name, table.slice(start, raw_files.PARQUET_ROWS)
+
+
 def convert(
     plan: Plan,
-    rows: RawRows,
+    rows: RawRows | TableRows,
     out: pathlib.Path,
     *,
     progress: Progress,
@@ -206,15 +256,15 @@ def convert(
         out, overwrite=overwrite, rows_per_group=rows_per_group
     ) as writer:
         _count_ids(plan, rows, encoders, progress)
-        schema = Schema.select(_card(plan, encoders, {}, rows.rule))
+        slices = {column: SliceValues(column) for column in plan.slices}
+        schema = Schema.select(_card(plan, encoders, slices, {}, rows.rule))
         positives: dict[str, np.ndarray] = {}
         counts: dict[str, Counter] = {}
         task = progress.add_task("2/2 rows", total=None)
         for split, chunk in rows.chunks():
             start = writer.num_rows.get(split, 0)
-            encoded = _encode(
-                plan, chunk, encoders, counts.setdefault(split, Counter())
-            )
+            count = counts.setdefault(split, Counter())
+            encoded = _encode(plan, chunk, encoders, slices, count)
             # Packing is the reader's own check: what passes here can be trained on.
             arrays = packing.pack(
                 encoded, schema, where=f"{split} (row 0 is row {start} of the split)"
@@ -249,14 +299,29 @@ def convert(
                 pq.write_table(encoder.to_table(), path)
         record = writer.extra_file("conversion.json")
         record.write_text(json.dumps({"missing_and_unknown": found}, indent=1) + "\n")
-        card = _card(plan, encoders, done, rows.rule)
+        card = _card(plan, encoders, slices, done, rows.rule)
         writer.finish(card)
     return card, found
+
+
+def summary(card: Card, found: dict[str, dict[str, int]]) -> str:
+    """Returns what a conversion made, for people to read."""
+    lines = []
+    for name, split in card.splits.items():
+        rates = [f"{label} {rate:.4f}" for label, rate in split.positive_rate.items()]
+        lines.append(f"{name}: {split.num_rows:,} rows, positive {', '.join(rates)}")
+        lines += [f"  {what} {n:,}" for what, n in found[name].items()]
+    lines.append("tables:")
+    for table in card.tables:
+        kind = "hashed" if table.ids == "hash" else "vocabulary"
+        lines.append(f"  {table.name}: {table.num_rows:,} rows ({kind})")
+    return "\n".join(lines)
 
 
 def _card(
     plan: Plan,
     encoders: dict[str, Vocabulary | Hashed],
+    slices: dict[str, SliceValues],
     done: dict[str, Split],
     rule: str,
 ) -> Card:
@@ -277,6 +342,10 @@ def _card(
         group=special["group"],
         time=special["time"],
         domain=special["domain"],
+        slices=tuple(
+            Slice(name=name, column=f"_slice_{name}", values=tuple(values.names))
+            for name, values in slices.items()
+        ),
     )
 
 
@@ -297,7 +366,7 @@ def _check_id_types(plan: Plan, columns: dict[str, raw_files.Column]) -> None:
 
 def _count_ids(
     plan: Plan,
-    rows: RawRows,
+    rows: RawRows | TableRows,
     encoders: dict[str, Vocabulary | Hashed],
     progress: Progress,
 ) -> None:
@@ -322,6 +391,7 @@ def _encode(
     plan: Plan,
     chunk: pa.Table,
     encoders: dict[str, Vocabulary | Hashed],
+    slices: dict[str, SliceValues],
     counts: Counter,
 ) -> pa.Table:
     """Makes the columns of the dataset folder, labels still as numbers."""
@@ -357,6 +427,8 @@ def _encode(
         elif name == "weight":
             values = _to_float32(values)
         encoded[f"_{name}"] = values
+    for name, values in slices.items():
+        encoded[f"_slice_{name}"] = pa.array(values.encode(raw[name]))
     return pa.table(encoded)
 
 

@@ -84,23 +84,40 @@ def find_columns(
         DataError: a column is missing or its type does not suit its kind.
     """
     schema = _schema(file, form)
-    columns = {}
-    for name, kind in kinds.items():
-        if schema.names.count(name) != 1:
-            problem = "is missing" if name not in schema.names else "stands there twice"
-            raise DataError(
-                f"{file}: column {name!r} {problem}; {suggest(name, schema.names)}"
-            )
-        found = schema.field(name).type
-        target = _target(kind, found, as_text=name in form.text)
-        if target is None:
-            raise DataError(
-                f"{file}: column {name!r} has type {found}, expected {EXPECTED[kind]}"
-            )
-        # "true" is no number for the CSV reader, but a boolean can become one.
-        stored = found if pa.types.is_boolean(found) else target
-        columns[name] = Column(pa.string() if kind == "list" else stored, target)
+    columns = {
+        name: column_of(schema, name, kind, where=file, as_text=name in form.text)
+        for name, kind in kinds.items()
+    }
     return _infer_list_elements(file, columns, kinds, form)
+
+
+def column_of(
+    schema: pa.Schema,
+    name: str,
+    kind: str,
+    *,
+    where: str | pathlib.Path,
+    as_text: bool = False,
+) -> Column:
+    """Decides the type of one column by its kind and by what is there.
+
+    Raises:
+        DataError: the column is missing or its type does not suit its kind.
+    """
+    if schema.names.count(name) != 1:
+        problem = "is missing" if name not in schema.names else "stands there twice"
+        raise DataError(
+            f"{where}: column {name!r} {problem}; {suggest(name, schema.names)}"
+        )
+    found = schema.field(name).type
+    target = _target(kind, found, as_text=as_text)
+    if target is None:
+        raise DataError(
+            f"{where}: column {name!r} has type {found}, expected {EXPECTED[kind]}"
+        )
+    # "true" is no number for the CSV reader, but a boolean can become one.
+    stored = found if pa.types.is_boolean(found) else target
+    return Column(pa.string() if kind == "list" else stored, target)
 
 
 def chunks(

@@ -14,12 +14,13 @@ One file instead of three: --data=all.csv with --split=random:0.8,0.1,0.1:seed=0
 Tables: a categorical or list field has a table of its own name, and an aspect of a
 sequence has the table of the aspect's name. So "item=hist_items" shares the table of
 the field "item"; --share=COLUMN=TABLE says otherwise. A table is a vocabulary of the
-training data by falling count, its row 0 for what is unknown or missing, unless --hash
-sets its number of rows: then ids are hashed when they are read, and none is unknown.
+training data by falling count, its row 0 for what is unknown, unless --hash sets its
+number of rows: then ids are hashed when they are read, and none is unknown.
 
-Values: ids are integers or text; a missing id is row 0 (hashed: the id of the empty
-text), a missing list is empty, a missing number is 0. All of these are counted, printed
-and kept in conversion.json. Labels are 0 or 1, or a number compared with another one.
+Values: ids are integers or text; a missing id has a row of its own (hashed: that of
+the empty text), a missing list is empty, a missing number is 0. All of these are
+counted, printed and kept in conversion.json. Labels are 0 or 1, or a number compared
+with another one.
 """
 
 import argparse
@@ -31,7 +32,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from data_pipelines import conversion, raw_files, splits
 from rankax.data.card import (
-    Card,
     CategoricalField,
     DataError,
     Field,
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
     except DataError as error:
         sys.exit(f"error: {error}")
-    print(_summary(card, found))
+    print(conversion.summary(card, found))
     print(f"written to {flags.out}")
 
 
@@ -113,6 +113,8 @@ def make_plan(flags: argparse.Namespace) -> conversion.Plan:
             if getattr(flags, name)
         },
         hashed=hashed,
+        min_count=_count(flags.min_count, "--min_count"),
+        slices=tuple(flags.slice),
         origin=flags.origin,
         licence=flags.licence,
     )
@@ -174,19 +176,6 @@ def _count(text: str, where: str) -> int:
     return int(text)
 
 
-def _summary(card: Card, found: dict[str, dict[str, int]]) -> str:
-    lines = []
-    for name, split in card.splits.items():
-        rates = [f"{label} {rate:.4f}" for label, rate in split.positive_rate.items()]
-        lines.append(f"{name}: {split.num_rows:,} rows, positive {', '.join(rates)}")
-        lines += [f"  {what} {n:,}" for what, n in found[name].items()]
-    lines.append("tables:")
-    for table in card.tables:
-        kind = "hashed" if table.ids == "hash" else "vocabulary and row 0"
-        lines.append(f"  {table.name}: {table.num_rows:,} rows ({kind})")
-    return "\n".join(lines)
-
-
 class _Names(argparse.Action):
     """Collects comma-separated values of a flag that may be repeated."""
 
@@ -242,6 +231,12 @@ def _parser() -> argparse.ArgumentParser:
         help="past events, oldest first: list columns of equal lengths",
     )
     names(fields, "--hash", "TABLE:ROWS,...", "tables to hash instead of numbering")
+    fields.add_argument(
+        "--min_count",
+        default="1",
+        metavar="N",
+        help="ids that training has less often are unknown ids (default: %(default)s)",
+    )
     names(fields, "--share", "COLUMN=TABLE,...", "the table of a column's ids")
 
     others = parser.add_argument_group("labels and the rest")
@@ -256,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     others.add_argument("--group", metavar="COLUMN", help="user, for grouped AUC")
     others.add_argument("--time", metavar="COLUMN", help="time of the event")
     others.add_argument("--domain", metavar="COLUMN", help="scenario, an integer")
+    names(others, "--slice", "COLUMN,...", "report metrics by the column's values too")
 
     result = parser.add_argument_group("result")
     result.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")

@@ -1,7 +1,8 @@
 """Ids of the data → ids of the dataset folder: vocabularies and hashing.
 
 Both take Arrow arrays of int64 or string ids. A vocabulary is built on the training
-data; its row 0 stands for every unknown or missing id.
+data; its row 0 stands for every id that is not in it, and "missing" has a row of its
+own where training has missing ids.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -12,20 +13,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rankax.data import transforms
-from rankax.data.card import Table
+from rankax.data.card import DataError, Table
 
 MERGE_ROWS = 1 << 20
 
 
 class Vocabulary:
-    """Numbers the ids of one table by falling count, from 1 on."""
+    """Numbers the ids of one table by falling count, from 1 on; missing comes last."""
 
     stored_type = pa.int32()
 
-    def __init__(self, table: str):
+    def __init__(self, table: str, *, min_count: int = 1):
+        """Starts empty; an id seen less than `min_count` times is not taken in."""
         self.table = table
-        self.ids: pa.Array | None = None
+        self.min_count = min_count
+        self.ids: pa.Array | None = None  # of rows 1, 2, ...; null = missing
         self._num_missing = 0
+        self._num_rare = 0
         self._counts: pa.Table | None = None
         self._pending: list[pa.Table] = []
         self._num_pending = 0
@@ -46,13 +50,22 @@ class Vocabulary:
         assert self._counts is not None
         order = [("count", "descending"), ("id", "ascending")]
         counts = self._counts.sort_by(order).combine_chunks()
-        self._counts, self.ids = counts, counts["id"].combine_chunks()
+        is_rare = pc.less(counts["count"], self.min_count)
+        self._num_rare = pc.sum(counts["count"].filter(is_rare)).as_py() or 0
+        counts = counts.filter(pc.invert(is_rare))
+        if self._num_missing >= self.min_count:
+            missing = {"id": [None], "count": [self._num_missing]}
+            last = pa.table(missing, schema=counts.schema)
+            counts = pa.concat_tables([counts, last])
+        self._counts = counts
+        self.ids = counts["id"].combine_chunks()
 
     def encode(self, values: pa.Array) -> tuple[np.ndarray, int]:
         """Returns rows int32 of the ids, and how many ids the vocabulary lacks."""
         assert self.ids is not None
-        found = pc.index_in(values, value_set=self.ids)
-        unknown = found.null_count - values.null_count
+        found = pc.index_in(values, value_set=self.ids)  # null is found as null
+        is_missing_known = self.ids.null_count > 0
+        unknown = found.null_count - (0 if is_missing_known else values.null_count)
         rows = pc.fill_null(found, -1).to_numpy(zero_copy_only=False) + 1
         return rows.astype(np.int32), unknown
 
@@ -62,15 +75,17 @@ class Vocabulary:
         return Table(name=self.table, num_rows=len(self.ids) + 1)
 
     def to_table(self) -> pa.Table:
-        """Returns columns id, row and count; row 0 has the id null."""
+        """Returns columns row, kind ("unknown", "id" or "missing"), id and count."""
         assert self.ids is not None and self._counts is not None
         ids = pa.concat_arrays([pa.nulls(1, self.ids.type), self.ids])
+        kind = ["unknown", *("id" if v else "missing" for v in self.ids.is_valid())]
         counts = self._counts["count"].to_numpy()
         return pa.table(
             {
-                "id": ids,
                 "row": np.arange(len(ids), dtype=np.int32),
-                "count": np.concatenate([[self._num_missing], counts]),
+                "kind": kind,
+                "id": ids,
+                "count": np.concatenate([[self._num_rare], counts]),
             }
         )
 
@@ -97,6 +112,36 @@ class Hashed:
     def card_table(self) -> Table:
         """Returns the table of the card."""
         return Table(name=self.table, num_rows=self.num_rows, ids="hash")
+
+
+class SliceValues:
+    """Numbers the values of a slice column as they come, over all splits."""
+
+    MAX_VALUES = 1000
+
+    def __init__(self, column: str):
+        self.column = column
+        self.names: list[str] = []  # of values 0, 1, ...
+        self._numbers: dict[str, int] = {}
+
+    def encode(self, values: pa.Array) -> np.ndarray:
+        """Returns the number [n] int32 of each value; missing ones are a value too.
+
+        Raises:
+            DataError: more different values than a report can show.
+        """
+        found = pc.fill_null(values.cast(pa.string()), "missing").dictionary_encode()
+        for name in found.dictionary.to_pylist():
+            self._numbers.setdefault(name, len(self._numbers))
+        if len(self._numbers) > self.MAX_VALUES:
+            raise DataError(
+                f"slice column {self.column!r} has more than {self.MAX_VALUES} "
+                "different values; put them into ranges first"
+            )
+        self.names = list(self._numbers)
+        number = [self._numbers[name] for name in found.dictionary.to_pylist()]
+        indices = found.indices.to_numpy(zero_copy_only=False)
+        return np.array(number, np.int32)[indices]
 
 
 def stable_ids(values: pa.Array) -> np.ndarray:

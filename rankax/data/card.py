@@ -101,6 +101,21 @@ class Split:
     positive_rate: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """A column by whose values metrics are also reported one by one.
+
+    Attributes:
+        name: of the slices, such as "hour".
+        column: Parquet column of integers; "" = `name`.
+        values: name of each integer 0, 1, ...; empty = the integers name themselves.
+    """
+
+    name: str
+    column: str = ""
+    values: tuple[str, ...] = ()
+
+
 Field = CategoricalField | NumericField | SequenceField
 _KINDS = {
     "categorical": CategoricalField,
@@ -118,6 +133,7 @@ class Card:
         group: column of the group for GAUC, usually the user (integer).
         time: column of the event time (integer or timestamp).
         domain: column of the domain or scenario (integer).
+        slices: columns by which evaluation reports metrics value by value.
     """
 
     name: str
@@ -129,6 +145,7 @@ class Card:
     group: str = ""
     time: str = ""
     domain: str = ""
+    slices: tuple[Slice, ...] = ()
     split_rule: str = ""
     origin: str = ""
     licence: str = ""
@@ -140,6 +157,7 @@ class Card:
         _unique("table", [table.name for table in self.tables], self.name)
         _unique("field", [field.name for field in self.fields], self.name)
         _unique("label", [label.name for label in self.labels], self.name)
+        _unique("slice", [entry.name for entry in self.slices], self.name)
         if self.format != FORMAT:
             raise DataError(
                 f"card {self.name!r} has format {self.format}, this version reads "
@@ -157,6 +175,13 @@ class Card:
                 raise DataError(
                     f"table {table.name!r}: num_rows = {table.num_rows} is not in "
                     "1 .. 2^31 - 1"
+                )
+        for entry in self.slices:
+            texts = isinstance(entry.values, tuple)
+            if not (texts and all(isinstance(value, str) for value in entry.values)):
+                raise DataError(
+                    f"slice {entry.name!r}: values must be texts, found "
+                    f"{entry.values!r:.80}"
                 )
         for field in self.fields:
             used = ()
@@ -239,11 +264,22 @@ def from_dict(tree: Any, *, where: str) -> Card:
         _build(Label, entry, f"{where}: labels[{i}]")
         for i, entry in enumerate(_list(tree.get("labels"), f"{where}: labels"))
     )
+    tree["slices"] = tuple(
+        _build(Slice, _with_tuple(entry, "values"), f"{where}: slices[{i}]")
+        for i, entry in enumerate(_list(tree.get("slices", []), f"{where}: slices"))
+    )
     tree["splits"] = {
         name: _build(Split, entry, f"{where}: splits[{name!r}]")
         for name, entry in _mapping(tree.get("splits"), f"{where}: splits").items()
     }
     return _build(Card, tree, where)
+
+
+def _with_tuple(entry: Any, key: str) -> Any:
+    """Makes the JSON list under a key a tuple, which dataclasses can hold frozen."""
+    if isinstance(entry, dict) and isinstance(entry.get(key), list):
+        return {**entry, key: tuple(entry[key])}
+    return entry
 
 
 def _unique(what: str, names: list[str], card: str) -> None:

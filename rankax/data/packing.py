@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from rankax.config.base import suggest
 from rankax.data import transforms
-from rankax.data.card import DataError
+from rankax.data.card import DataError, Slice
 from rankax.data.schema import IdSlot, Schema
 
 PADDING = -1
@@ -27,6 +27,7 @@ def needed_columns(schema: Schema) -> tuple[str, ...]:
     if schema.has_true_probability:
         names += [label.true_probability for label in schema.labels]
     names += [card.weight, card.group, card.time, card.domain]
+    names += [entry.column or entry.name for entry in schema.slices]
     return tuple(dict.fromkeys(name for name in names if name))
 
 
@@ -85,16 +86,28 @@ def pack(table: pa.Table, schema: Schema, *, where: str) -> dict[str, np.ndarray
     if card.time:
         arrays["time"] = columns.times(card.time)
     if card.domain:
-        domain = columns.integers(card.domain, "an integer domain per example")
-        columns.check(
-            card.domain,
-            domain,
-            (domain < -(2**31)) | (domain >= 2**31),
-            "domains within 32 bits",
-            "number the domains from 0",
+        arrays["domain"] = columns.small_integers(
+            card.domain, "an integer domain per example"
         )
-        arrays["domain"] = domain.astype(np.int32)
+    if schema.slices:
+        values = [_slice_values(entry, columns) for entry in schema.slices]
+        arrays["slices"] = np.stack(values, axis=1)
     return arrays
+
+
+def _slice_values(entry: Slice, columns: "_Columns") -> np.ndarray:
+    """Returns the integers [n] int32 of a slice column; named ones must have a name."""
+    column = entry.column or entry.name
+    values = columns.small_integers(column, "an integer per example to slice by")
+    if entry.values:
+        columns.check(
+            column,
+            values,
+            (values < 0) | (values >= len(entry.values)),
+            f"in 0 .. {len(entry.values) - 1}, the values that the card names",
+            "name every value in the card's slices",
+        )
+    return values
 
 
 def _rows(values: np.ndarray, slot: IdSlot, schema: Schema, where: str) -> np.ndarray:
@@ -180,6 +193,13 @@ class _Columns:
         if not pa.types.is_integer(column.type):
             raise self._wrong_type(name, column.type, expected)
         return column.to_numpy(zero_copy_only=True)
+
+    def small_integers(self, name: str, expected: str) -> np.ndarray:
+        """Returns [n] int32."""
+        values = self.integers(name, expected)
+        bad = (values < -(2**31)) | (values >= 2**31)
+        self.check(name, values, bad, "within 32 bits", "number them from 0")
+        return values.astype(np.int32)
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns all values [v] of a list column and its offsets [n + 1] from 0."""

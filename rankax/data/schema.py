@@ -13,6 +13,7 @@ Packed arrays of n examples (all row-major):
     group             [n] int64       only if the card names a group column
     time              [n] int64       only if the card names a time column
     domain            [n] int32       only if the card names a domain column
+    slices            [n, G] int32    only if the run reports by slices
     true_probability  [n, T] float32  only if every task's label has one
 """
 
@@ -29,6 +30,7 @@ from rankax.data.card import (
     Label,
     NumericField,
     SequenceField,
+    Slice,
     Table,
 )
 
@@ -65,12 +67,18 @@ class Schema:
     card: Card
     fields: tuple[Field, ...]
     labels: tuple[Label, ...]
+    slices: tuple[Slice, ...]
 
     @classmethod
     def select(
-        cls, card: Card, *, fields: Sequence[str] = (), tasks: Sequence[str] = ()
+        cls,
+        card: Card,
+        *,
+        fields: Sequence[str] = (),
+        tasks: Sequence[str] = (),
+        slices: Sequence[str] = (),
     ) -> "Schema":
-        """Selects fields and tasks by name; an empty selection takes all.
+        """Selects fields, tasks and slices by name; an empty selection takes all.
 
         Raises:
             DataError: a name that the card does not have.
@@ -79,6 +87,7 @@ class Schema:
             card=card,
             fields=_pick("data.fields", card.fields, fields, card.name),
             labels=_pick("data.tasks", card.labels, tasks, card.name),
+            slices=_pick("eval.slices", card.slices, slices, card.name),
         )
 
     @property

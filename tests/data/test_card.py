@@ -12,6 +12,7 @@ from rankax.data.card import (
     NumericField,
     SequenceColumn,
     SequenceField,
+    Slice,
     Split,
     Table,
 )
@@ -35,6 +36,7 @@ CARD = Card(
     group="user_id",
     time="t",
     domain="d",
+    slices=(Slice(name="age", column="age_range", values=("young", "old")),),
     split_rule="by time",
     origin="made",
     licence="none",
@@ -95,6 +97,9 @@ def test_card_that_is_not_json_is_refused(tmp_path):
         ("labels", [], "names no label"),
         ("splits/train/num_rows", None, r"splits\['train'\]: key 'num_rows' is miss"),
         ("splits", [], "splits: expected an object"),
+        ("slices", {}, "slices: expected a list"),
+        ("slices/0/values", [1], r"slice 'age': values must be texts, found \(1,\)"),
+        ("slices/0/values", "ab", "slice 'age': values must be texts, found 'ab'"),
     ],
 )
 def test_card_mistakes_are_named(path, value, message):

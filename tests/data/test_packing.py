@@ -13,6 +13,7 @@ from rankax.data.card import (
     NumericField,
     SequenceColumn,
     SequenceField,
+    Slice,
     Split,
     Table,
 )
@@ -48,6 +49,10 @@ CARD = Card(
     group="user",
     time="time",
     domain="domain",
+    slices=(
+        Slice(name="place", column="domain"),
+        Slice(name="age", values=("young", "old")),
+    ),
 )
 SCHEMA = Schema.select(CARD)
 
@@ -65,6 +70,7 @@ GOOD = {
     "weight": pa.array([1, 2, 0]),
     "time": pa.array([10, 20, 30]),
     "domain": pa.array([0, 2, 1], pa.uint8()),
+    "age": pa.array([1, 0, 1], pa.int8()),
 }
 
 
@@ -113,6 +119,7 @@ def test_every_kind_of_column_lands_in_its_place():
         "group": "int64",
         "time": "int64",
         "domain": "int32",
+        "slices": "int32",
         "true_probability": "float32",
     }
 
@@ -141,7 +148,8 @@ def test_arrays_have_the_shapes_of_the_schema_when_nothing_is_there():
 def test_selected_fields_and_tasks_only_need_their_columns():
     schema = Schema.select(CARD, fields=["item"], tasks=["cvr"])
     needed = packing.needed_columns(schema)
-    assert needed == ("item", "buy", "p_buy", "weight", "user", "time", "domain")
+    expected = "item buy p_buy weight user time domain age"
+    assert needed == tuple(expected.split())
     arrays = packing.pack(table().select(list(needed)), schema, where="shop")
     assert arrays["ids"].tolist() == [[49], [0], [7]]
 
@@ -282,4 +290,26 @@ def test_id_outside_its_table_names_the_field():
 
 
 def test_domain_beyond_32_bits_is_refused():
-    assert "not domains within 32 bits" in fails(domain=pa.array([0, 1, 2**40]))
+    assert "not within 32 bits" in fails(domain=pa.array([0, 1, 2**40]))
+
+
+def test_slices_are_columns_of_integers_side_by_side():
+    arrays = packing.pack(table(), SCHEMA, where="shop")
+    assert arrays["slices"].tolist() == [[0, 1], [2, 0], [1, 1]]
+    assert arrays["slices"].dtype == np.int32
+    one = Schema.select(CARD, slices=["age"])
+    assert packing.pack(table(), one, where="shop")["slices"].tolist() == [
+        [1],
+        [0],
+        [1],
+    ]
+    with pytest.raises(DataError, match=r"eval.slices names 'aeg'.*mean 'age'"):
+        Schema.select(CARD, slices=["aeg"])
+
+
+def test_slice_values_without_a_name_or_of_text_are_refused():
+    assert "'age' has 1 of 3 values that are not in 0 .. 1" in fails(
+        age=pa.array([0, 2, 1])
+    )
+    text = fails(age=pa.array(["a", "b", "c"]))
+    assert "expected an integer per example to slice by" in text

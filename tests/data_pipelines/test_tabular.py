@@ -113,7 +113,7 @@ def test_csv_becomes_the_packed_arrays_one_would_write_by_hand(folder, capsys):
             [1, 1, 2, 1, 1, 2, 2, 1],
             [2, 2, -1, -1, -1, -1, -1, -1],
             [1, 1, 1, -1, 3, -1, 3, -1],
-            [0, 0, 3, 0, 2, 0, 0, 1],
+            [3, 4, 3, 4, 2, 4, 4, 1],
         ],
     )
     np.testing.assert_array_equal(train["lengths"], [[2, 2], [0, 0], [1, 1], [2, 2]])
@@ -134,9 +134,9 @@ def test_csv_becomes_the_packed_arrays_one_would_write_by_hand(folder, capsys):
     np.testing.assert_array_equal(valid["labels"], [[0, 0], [1, 1]])
     assert card.name == "out" and card.split_rule == "files as given"
     assert [(t.name, t.num_rows, t.ids) for t in card.tables] == [
-        ("user", 3, "direct"),
-        ("item", 4, "direct"),
-        ("tags", 4, "direct"),
+        ("user", 4, "direct"),
+        ("item", 5, "direct"),
+        ("tags", 5, "direct"),
     ]
     assert card.splits["train"] == cards.Split(
         num_rows=4, positive_rate={"click": 0.5, "like": 0.5}
@@ -148,7 +148,7 @@ def test_csv_becomes_the_packed_arrays_one_would_write_by_hand(folder, capsys):
     assert types.field("click").type == pa.int8()
     printed = capsys.readouterr().out
     assert "valid: 2 rows, positive click 0.5000, like 0.5000" in printed
-    assert "  user: unknown 1" in printed and "item: 4 rows (vocabulary" in printed
+    assert "  user: unknown 1" in printed and "item: 5 rows (vocabulary" in printed
 
 
 def test_missing_and_unknown_values_are_counted_per_split(folder):
@@ -176,13 +176,37 @@ def test_missing_and_unknown_values_are_counted_per_split(folder):
 def test_vocabulary_files_map_ids_to_rows(folder):
     run(*FLAGS)
     assert pq.read_table("out/vocabularies/item.parquet").to_pylist() == [
-        {"id": None, "row": 0, "count": 2},
-        {"id": 10, "row": 1, "count": 4},
-        {"id": 11, "row": 2, "count": 3},
-        {"id": 12, "row": 3, "count": 1},
+        {"row": 0, "kind": "unknown", "id": None, "count": 0},
+        {"row": 1, "kind": "id", "id": 10, "count": 4},
+        {"row": 2, "kind": "id", "id": 11, "count": 3},
+        {"row": 3, "kind": "id", "id": 12, "count": 1},
+        {"row": 4, "kind": "missing", "id": None, "count": 2},
     ]
     users = pq.read_table("out/vocabularies/user.parquet")
-    assert users["id"].to_pylist() == [None, "ann", "bob"]
+    assert users["id"].to_pylist() == [None, "ann", "bob", None]
+
+
+def test_rare_ids_are_unknown_ids(folder):
+    run(*FLAGS, "--min_count=3")
+    assert pq.read_table("out/vocabularies/item.parquet").to_pylist() == [
+        {"row": 0, "kind": "unknown", "id": None, "count": 1},
+        {"row": 1, "kind": "id", "id": 10, "count": 4},
+        {"row": 2, "kind": "id", "id": 11, "count": 3},
+    ]
+    assert arrays_of("train")["ids"][:, 1].tolist() == [1, 2, 1, 0]
+
+
+def test_slices_number_the_values_of_all_splits(folder):
+    assert "'tags' cannot be sliced by" in fails(*FLAGS, "--slice=tags")
+    card = run(*FLAGS, "--slice=place,user")
+    assert card.slices == (
+        cards.Slice(name="place", column="_slice_place", values=("0", "1", "2")),
+        cards.Slice(
+            name="user", column="_slice_user", values=("ann", "bob", "missing", "zoe")
+        ),
+    )
+    assert arrays_of("train")["slices"].tolist() == [[0, 0], [1, 1], [0, 0], [2, 2]]
+    assert arrays_of("valid")["slices"].tolist() == [[0, 3], [1, 1]]
 
 
 def test_parquet_input_equals_csv_input(folder):
@@ -245,7 +269,7 @@ def test_share_gives_a_column_the_table_of_another(folder):
 def test_integers_may_be_read_as_text(folder):
     run(*FLAGS, "--text=item,hist_items")
     ids = pq.read_table("out/vocabularies/item.parquet")["id"].to_pylist()
-    assert ids == [None, "10", "11", "12"]
+    assert ids == [None, "10", "11", "12", None]
 
 
 def test_other_missing_markers_and_separators(folder):
@@ -253,7 +277,7 @@ def test_other_missing_markers_and_separators(folder):
     pathlib.Path("train.csv").write_text(text)
     pathlib.Path("valid.csv").write_text(VALID.replace("|", ";"))
     run(*FLAGS, "--missing=NA", "--separator=;")
-    assert arrays_of("train")["ids"][:, 1].tolist() == [1, 0, 1, 0]
+    assert arrays_of("train")["ids"][:, 1].tolist() == [1, 4, 1, 4]
     assert arrays_of("train")["lengths"][0].tolist() == [2, 2]
 
 
@@ -261,7 +285,7 @@ def test_text_that_reads_like_a_missing_value_stays_text(folder):
     pathlib.Path("train.csv").write_text("user,click\nNA,1\nnull,0\n,1\n")
     run("--categorical=user", "--label=click", valid="train.csv")
     ids = pq.read_table("out/vocabularies/user.parquet")["id"].to_pylist()
-    assert sorted(ids[1:]) == ["NA", "null"]
+    assert sorted(ids[1:-1]) == ["NA", "null"] and ids[-1] is None
 
 
 def test_boolean_labels_weights_and_compressed_tsv(folder):

@@ -102,11 +102,11 @@ def test_ten_lines_of_contributing_are_a_working_model(monkeypatch):
     (block,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
     # A copy, so that the tests of the registry do not meet this model.
     monkeypatch.setattr(base, "_BACKBONES", dict(base._BACKBONES))
-    module = types.ModuleType("rankax.models.backbones.fm")
+    module = types.ModuleType("rankax.models.backbones.bi")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(block, "CONTRIBUTING.md", "exec"), module.__dict__)
 
-    config = base.named_config("fm", embedding_dim=2)
+    config = base.named_config("bi", embedding_dim=2)
     (table,) = config.tables({"user": 7}, num_tasks=1)
     assert (table.num_rows, table.dim) == (7, 2)
     inputs = base.InputSpec(

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rankax.config.experiment import ModelConfig
+from rankax.config.base import ConfigError
+from rankax.config.experiment import MeanPoolingConfig, ModelConfig
 from rankax.data.schema import IdSlot, Schema
 from rankax.layers.linear import linear
 from rankax.layers.pooling import mean_pool
@@ -47,13 +49,26 @@ class Ranker(nnx.Module):
         self._slots = schema.slots
         self.encoders = nnx.Dict()
         if "embedding" in dims:
+            single = _single_ids(schema.slots)
             for field in schema.sequences:
+                tables = [column.table for column in field.columns]
                 self.encoders[field.name] = build_encoder(
                     config.sequence,
                     num_columns=len(field.columns),
                     dim=dims["embedding"],
+                    target_columns=tuple(
+                        a for a, table in enumerate(tables) if table in single
+                    ),
                     rngs=rngs,
                 )
+        if type(config.sequence) is not MeanPoolingConfig and not self.encoders:
+            reason = "the run has no sequence field"
+            if schema.sequences:
+                reason = f"{type(config.backbone).__name__} has no embeddings to encode"
+            raise ConfigError(
+                f"model.sequence is a {type(config.sequence).__name__}, but {reason}; "
+                "leave model.sequence at MeanPoolingConfig()"
+            )
         self.backbone = build_backbone(config.backbone, self.inputs, rngs=rngs)
         self.head = (
             None
@@ -94,6 +109,7 @@ class Ranker(nnx.Module):
     ) -> list[jax.Array]:
         """Turns the K id columns into pieces of the F tokens, in slot order."""
         pieces, index, slots = [], 0, self._slots
+        single = _single_ids(slots)
         while index < len(slots):
             run = _run_of(slots, index)
             first, last = run[0], run[-1]
@@ -103,7 +119,15 @@ class Ranker(nnx.Module):
                 events = events.swapaxes(1, 2)  # [B, L, A, D]
                 if role == "embedding":
                     encoder = self.encoders[first.field]
-                    piece = encoder(events, lengths[:, first.bag], rngs=rngs)
+                    targets = [
+                        single[slot.table] for slot in run if slot.table in single
+                    ]
+                    piece = encoder(
+                        events,
+                        lengths[:, first.bag],
+                        rows[:, np.array(targets, int)],
+                        rngs=rngs,
+                    )
                 else:
                     piece = mean_pool(events, lengths[:, first.bag])
             elif first.combiner == "mean":
@@ -146,6 +170,18 @@ class Head(nnx.Module):
         kernel, bias = self.linear.kernel[...], self.linear.bias
         assert bias is not None
         return jnp.einsum("btw,wt->bt", hidden, kernel) + bias[...]
+
+
+def _single_ids(slots: tuple[IdSlot, ...]) -> dict[str, int]:
+    """Maps each table to the id column of its first field of one id.
+
+    That field is the target of the sequence columns that share the table.
+    """
+    first: dict[str, int] = {}
+    for slot in slots:
+        if slot.bag < 0:
+            first.setdefault(slot.table, slot.start)
+    return first
 
 
 def _run_of(slots: tuple[IdSlot, ...], index: int) -> list[IdSlot]:

@@ -11,9 +11,12 @@ from rankax.layers.cross import CrossNet
 from rankax.layers.mlp import MLP
 from rankax.layers.squeeze_excitation import FieldGate
 from rankax.models.backbones.dcnv2 import DCNv2, DCNv2Config
+from rankax.models.backbones.deepfm import DeepFM, DeepFMConfig
+from rankax.models.backbones.dlrm import DLRM, DLRMConfig
 from rankax.models.backbones.dnn import DNN, DNNConfig
+from rankax.models.backbones.fm import FM, FMConfig
 from rankax.models.backbones.mc_mlcc import MCMLCC, LayeredCrossing, MCMLCCConfig
-from rankax.models.base import InputSpec
+from rankax.models.base import Features, InputSpec
 
 
 def count(module):
@@ -108,6 +111,10 @@ def test_frappe_parameter_counts_are_those_of_the_leaderboard():
     )
     head = 100 + 400 + 1
     assert count(model) + head + 5_389 * 10 == 458_391
+    dlrm = DLRM(
+        DLRMConfig(interaction="cat", **options), inputs(10, 10), rngs=nnx.Rngs(0)
+    )
+    assert count(dlrm) + (400 + 1) + 5_389 * 10 == 417_891
     dnn = DNN(DNNConfig(**options), inputs(10, 10), rngs=nnx.Rngs(0))
     assert count(dnn) == (100 * 400 + 400) + 2 * (400 * 400 + 400) + 3 * 2 * 400
 
@@ -140,3 +147,95 @@ def test_dropout_needs_randomness_in_training_only():
     with pytest.raises(ValueError, match="rngs"):
         mlp(jnp.ones((2, 5)))
     assert np.any(mlp(jnp.ones((2, 5)), rngs=nnx.Rngs(dropout=0)) == 0)
+
+
+def make_features(dims, *, num_numeric, batch=4, num_fields=3):
+    """Features of random rows, and the inputs that describe them."""
+    rng = np.random.default_rng(5)
+    embedded = {
+        role: rng.normal(size=(batch, num_fields, dim)).astype(np.float32)
+        for role, dim in dims.items()
+    }
+    numeric = rng.normal(size=(batch, num_numeric)).astype(np.float32)
+    spec = InputSpec(
+        tokens=tuple(f"f{i}" for i in range(num_fields)),
+        dims=dims,
+        num_numeric=num_numeric,
+        num_tasks=dims.get("weight", 1),
+    )
+    return Features(
+        embedded=jax.tree.map(jnp.asarray, embedded), numeric=jnp.asarray(numeric)
+    ), spec
+
+
+def fm_by_loops(fm, features, *, num_tasks):
+    """Σ w·x + Σ_{i<j} ⟨v_i, v_j⟩·x_i·x_j, one pair after another."""
+    tokens = np.asarray(features.embedded["embedding"], np.float64)
+    x = np.asarray(features.numeric, np.float64)
+    factors = np.asarray(fm.numeric_factors[...], np.float64)
+    tokens = np.concatenate([tokens, x[..., None] * factors], axis=1)
+    weights = np.asarray(features.embedded["weight"], np.float64).sum(axis=1)
+    out = (
+        weights
+        + x @ np.asarray(fm.first_order.numeric[...])
+        + np.asarray(fm.first_order.bias[...])
+    )
+    for b, row in enumerate(tokens):
+        for t in range(num_tasks):
+            own = row.reshape(len(row), num_tasks, -1)[:, t]
+            for i in range(len(own)):
+                for j in range(i + 1, len(own)):
+                    out[b, t] += own[i] @ own[j]
+    return out
+
+
+def test_fm_equals_the_sum_over_pairs_of_each_task():
+    features, spec = make_features({"weight": 2, "embedding": 10}, num_numeric=2)
+    fm = FM(FMConfig(embedding_dim=5), spec, rngs=nnx.Rngs(0))
+    fm.first_order.numeric.set_value(jnp.asarray([[0.5, -1.0], [2.0, 0.25]]))
+    fm.first_order.bias.set_value(jnp.asarray([0.1, -0.2]))
+    want = fm_by_loops(fm, features, num_tasks=2)
+    np.testing.assert_allclose(fm(features), want, rtol=1e-4, atol=1e-5)
+    specs = FMConfig(embedding_dim=5).tables({"user": 7}, num_tasks=2)
+    assert {spec.role: spec.dim for spec in specs} == {"weight": 2, "embedding": 10}
+
+
+def test_deepfm_adds_an_mlp_on_the_tokens_to_fm():
+    features, spec = make_features({"weight": 1, "embedding": 4}, num_numeric=1)
+    model = DeepFM(
+        DeepFMConfig(embedding_dim=4, hidden_dims=(6,)), spec, rngs=nnx.Rngs(0)
+    )
+    tokens = np.asarray(model.fm.tokens(features)).reshape(4, -1)
+    assert tokens.shape == (4, (3 + 1) * 4)
+    (layer,) = model.mlp.linears
+    hidden = np.maximum(tokens @ np.asarray(layer.kernel[...]), 0)
+    want = fm_by_loops(model.fm, features, num_tasks=1) + hidden @ np.asarray(
+        model.output.kernel[...]
+    )
+    np.testing.assert_allclose(model(features), want, rtol=1e-4, atol=1e-5)
+
+
+def test_dlrm_feeds_the_products_of_all_pairs_to_its_top():
+    features, spec = make_features({"embedding": 4}, num_numeric=2)
+    model = DLRM(DLRMConfig(bottom_dims=(5,)), spec, rngs=nnx.Rngs(0))
+    seen = []
+    model.top = lambda x, rngs=None: seen.append(np.asarray(x))
+    model(features)
+    v0 = np.asarray(model.bottom(features.numeric))
+    want = []
+    for b, row in enumerate(np.asarray(features.embedded["embedding"])):
+        tokens = [v0[b], *row]
+        products = [tokens[i] @ tokens[j] for i in range(4) for j in range(i + 1, 4)]
+        want.append(np.concatenate([v0[b], products]))
+    np.testing.assert_allclose(seen[0], want, rtol=1e-5, atol=1e-5)
+    assert model.bottom.width == 4
+
+
+def test_dlrm_without_numeric_fields_has_no_bottom():
+    features, spec = make_features({"embedding": 4}, num_numeric=0)
+    model = DLRM(DLRMConfig(), spec, rngs=nnx.Rngs(0))
+    assert model.bottom is None
+    assert model.top.linears[0].kernel.shape == (3, 256)
+    assert model(features).shape == (4, 64)
+    with pytest.raises(ConfigError, match="'dto' is unknown; did you mean 'dot'"):
+        DLRMConfig(interaction="dto").tables({"a": 1}, num_tasks=1)

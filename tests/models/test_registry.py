@@ -23,6 +23,7 @@ from rankax.data.card import (
 from rankax.data.schema import Schema
 from rankax.models import backbones, base
 from rankax.models.ranker import Ranker
+from rankax.models.sequences import build_encoder
 
 # Dense parameters of the default configuration on `make_schema()`, counted by hand:
 # changes only with a reason.
@@ -36,6 +37,22 @@ GOLDEN_PARAMETERS = {
     + (256 * 128 + 128)
     + (128 * 64 + 64)
     + ((98 + 64) * 2 + 2),
+    # 2 × 2 numeric weights, 2 biases, 2 numeric factors for 2 tasks of 16.
+    "fm": 2 * 2 + 2 + 2 * 32,
+    # MLP on 8 tokens of 2·16, its output layer.
+    "deepfm": (2 * 2 + 2 + 2 * 32)
+    + (256 * 256 + 256)
+    + (256 * 128 + 128)
+    + (128 * 64 + 64)
+    + (64 * 2 + 2),
+    # Bottom 2-256-64-16; top on 16 + 7·6/2 inputs; head.
+    "dlrm": (2 * 256 + 256)
+    + (256 * 64 + 64)
+    + (64 * 16 + 16)
+    + (37 * 256 + 256)
+    + (256 * 128 + 128)
+    + (128 * 64 + 64)
+    + (64 * 2 + 2),
     # Numeric tokens; GC [2, 8, 16, 4, 68]; LC [8, 72, 8] as C_in = 2·4·(1 + 4) + 32;
     # gate of 8 fields; MLP on 64.
     "mc_mlcc": 2 * 2 * 32
@@ -212,9 +229,9 @@ def test_an_unregistered_configuration_is_an_error():
 
 
 def test_mean_pooling_of_an_empty_history_is_zero():
-    from rankax.models.sequences import build_encoder
-
-    encoder = build_encoder(MeanPoolingConfig(), num_columns=1, dim=2, rngs=nnx.Rngs(0))
+    encoder = build_encoder(
+        MeanPoolingConfig(), num_columns=1, dim=2, target_columns=(), rngs=nnx.Rngs(0)
+    )
     events = jnp.asarray([[[[1.0, 2.0]], [[3.0, 4.0]]], [[[0.0, 0.0]], [[0.0, 0.0]]]])
-    pooled = encoder(events, jnp.asarray([2, 0]))
+    pooled = encoder(events, jnp.asarray([2, 0]), jnp.zeros((2, 0, 2)))
     np.testing.assert_array_equal(pooled, [[[2.0, 3.0]], [[0.0, 0.0]]])

@@ -1,25 +1,47 @@
-"""All sequence encoders; importing this package registers them.
+"""All sequence encoders, by their configuration.
 
-An encoder is built as `Encoder(config, num_columns, dim, rngs=...)` for one sequence
-field of A aligned columns and called as `encoder(events, lengths, rngs=...)` with
-events [B, L, A, D] (padding is zero, oldest first) and lengths [B]. It returns one
-token per column, [B, A, D].
+An encoder is built as `Encoder(config, num_columns, dim, target_columns=..., rngs=...)`
+for one sequence field of A aligned columns. `target_columns` are the A' of them that
+share their table with a field of one id: the target. It is called as
+`encoder(events, lengths, targets, rngs=...)` with events [B, L, A, D] (padding is zero,
+oldest first), lengths [B] and targets [B, A', D], and returns one token per column,
+[B, A, D].
 """
 
 from collections.abc import Callable
 
 from flax import nnx
 
+from rankax.config.base import ConfigError
 from rankax.config.experiment import MeanPoolingConfig, SequenceConfig
+from rankax.models.sequences.din import DIN, DINConfig
 from rankax.models.sequences.mean_pooling import MeanPooling
 
 _ENCODERS: dict[type[SequenceConfig], Callable[..., nnx.Module]] = {
-    MeanPoolingConfig: MeanPooling
+    MeanPoolingConfig: MeanPooling,
+    DINConfig: DIN,
 }
 
 
 def build_encoder(
-    config: SequenceConfig, *, num_columns: int, dim: int, rngs: nnx.Rngs
+    config: SequenceConfig,
+    *,
+    num_columns: int,
+    dim: int,
+    target_columns: tuple[int, ...],
+    rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """Builds the encoder of a configuration for one sequence field."""
-    return _ENCODERS[type(config)](config, num_columns, dim, rngs=rngs)
+    """Builds the encoder of a configuration for one sequence field.
+
+    Raises:
+        ConfigError: there is none, or it does not suit the sequence.
+    """
+    if type(config) not in _ENCODERS:
+        known = ", ".join(known.__name__ for known in _ENCODERS)
+        raise ConfigError(
+            f"model.sequence is a {type(config).__name__}, for which no encoder is "
+            f"known; use one of {known}"
+        )
+    return _ENCODERS[type(config)](
+        config, num_columns, dim, target_columns=target_columns, rngs=rngs
+    )

@@ -8,15 +8,26 @@ from rankax.layers.pooling import mean_pool
 
 
 class MeanPooling(nnx.Module):
-    """token_a = Σ_l events_{l,a} / max(length, 1)."""
+    """token_a = Σ_l events_{l,a} / max(length, 1), whatever the target is."""
 
     def __init__(
-        self, config: MeanPoolingConfig, num_columns: int, dim: int, *, rngs: nnx.Rngs
+        self,
+        config: MeanPoolingConfig,
+        num_columns: int,
+        dim: int,
+        *,
+        target_columns: tuple[int, ...],
+        rngs: nnx.Rngs,
     ):
         """Has nothing to build."""
 
     def __call__(
-        self, events: jax.Array, lengths: jax.Array, *, rngs: nnx.Rngs | None = None
+        self,
+        events: jax.Array,
+        lengths: jax.Array,
+        targets: jax.Array,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
         """Maps events [B, L, A, D] (padding is zero) to [B, A, D]."""
         return mean_pool(events, lengths)

@@ -1,0 +1,105 @@
+"""DLRM: inner products of all pairs of tokens (arXiv 1906.00091).
+
+v_0 = MLP_bottom(numeric), tokens v_0, e_1 .. e_F, h = MLP_top([v_0; ⟨v_i, v_j⟩ i < j]).
+Without numeric fields there is no v_0. `interaction="cat"` puts the tokens themselves
+side by side instead of their products, which BARS found best on Frappe.
+Published Frappe_x1 test AUC: 0.9840 (BARS, best run, "cat"); Criteo_x1: 0.8138 ("dot").
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankax.config.base import ConfigError, suggest
+from rankax.layers.mlp import MLP
+from rankax.models.base import (
+    EmbeddingBackboneConfig,
+    Features,
+    InputSpec,
+    TableSpec,
+    register_backbone,
+)
+
+INTERACTIONS = ("dot", "cat")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class DLRMConfig(EmbeddingBackboneConfig):
+    """The bottom MLP ends in one more layer, of the embeddings' width.
+
+    Attributes:
+        interaction: "dot" or "cat".
+        bottom_dims: hidden widths of the MLP on numeric fields.
+        hidden_dims: widths of the top MLP.
+        use_batch_norm: in both MLPs.
+        dropout: in the top MLP.
+    """
+
+    interaction: str = "dot"
+    bottom_dims: tuple[int, ...] = (256, 64)
+    hidden_dims: tuple[int, ...] = (256, 128, 64)
+    use_batch_norm: bool = False
+    dropout: float = 0.0
+
+    def tables(
+        self, num_rows: Mapping[str, int], *, num_tasks: int
+    ) -> tuple[TableSpec, ...]:
+        """Returns one embedding table per table of the card."""
+        if self.interaction not in INTERACTIONS:
+            raise ConfigError(
+                f"model.backbone.interaction = {self.interaction!r} is unknown; "
+                f"{suggest(self.interaction, INTERACTIONS)}"
+            )
+        return EmbeddingBackboneConfig.tables(self, num_rows, num_tasks=num_tasks)
+
+
+@register_backbone(DLRMConfig)
+class DLRM(nnx.Module):
+    """Bottom MLP, interaction without parameters, top MLP."""
+
+    def __init__(self, config: DLRMConfig, inputs: InputSpec, *, rngs: nnx.Rngs):
+        """Builds both MLPs."""
+        dim = inputs.dims["embedding"]
+        has_numeric = inputs.num_numeric > 0
+        self.bottom = (
+            MLP(
+                inputs.num_numeric,
+                (*config.bottom_dims, dim),
+                use_batch_norm=config.use_batch_norm,
+                rngs=rngs,
+            )
+            if has_numeric
+            else None
+        )
+        num_tokens = inputs.num_fields + has_numeric
+        self.is_dot = config.interaction == "dot"
+        if self.is_dot:
+            width = num_tokens * (num_tokens - 1) // 2 + has_numeric * dim
+        else:
+            width = num_tokens * dim
+        self.top = MLP(
+            width,
+            config.hidden_dims,
+            use_batch_norm=config.use_batch_norm,
+            dropout=config.dropout,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, features: Features, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Maps one batch to a representation [B, hidden_dims[-1]]."""
+        tokens = features.embedded["embedding"]
+        first = tokens[:, 0, :0]  # v_0, or nothing
+        if self.bottom is not None:
+            first = self.bottom(features.numeric)
+            tokens = jnp.concatenate([first[:, None], tokens], axis=1)
+        if not self.is_dot:
+            return self.top(tokens.reshape(len(tokens), -1), rngs=rngs)
+        products = jnp.einsum("bid,bjd->bij", tokens, tokens)
+        i, j = np.triu_indices(tokens.shape[1], k=1)
+        return self.top(jnp.concatenate([first, products[:, i, j]], axis=1), rngs=rngs)

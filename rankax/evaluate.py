@@ -9,7 +9,7 @@ from rankax.config.experiment import ExperimentConfig
 from rankax.observe.console import Console
 from rankax.training import run_folder
 from rankax.training.checkpoint import Checkpoints
-from rankax.training.evaluator import PREDICTIONS
+from rankax.training.evaluator import PREDICTIONS, tell_worst_slices
 from rankax.training.evaluator import evaluate as evaluate_split
 from rankax.training.setup import set_up
 
@@ -23,7 +23,8 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     `eval.save_predictions` is set. Works on any number of devices.
 
     Returns:
-        {"step", "valid": metrics, "test": metrics}.
+        {"step", "valid": metrics, "test": metrics, "valid_slices", "test_slices"}, the
+        latter task -> rows as in `result.json`.
 
     Raises:
         ConfigError: no run or no checkpoint there, or of another configuration.
@@ -53,12 +54,14 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
             setup.splits[split],
             config,
             console=console,
-            is_final=is_test,
+            is_final=True,
             predictions=path if is_test and config.eval.save_predictions else None,
         )
         result[split] = evaluation.metrics
+        result[f"{split}_slices"] = evaluation.slices
         for name, value in evaluation.metrics.items():
             console.message(f"{split:5}  {name:28} {value:.6g}")
+        tell_worst_slices(console, split, evaluation.metrics, evaluation.slices)
     run_folder.write_json(folder / FILE_NAME, result)
     console.close()
     return result

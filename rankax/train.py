@@ -23,7 +23,12 @@ from rankax.optim import schedule
 from rankax.optim.schedule import Plateau
 from rankax.training import run_folder
 from rankax.training.checkpoint import Checkpoints
-from rankax.training.evaluator import PREDICTIONS, Evaluation, evaluate
+from rankax.training.evaluator import (
+    PREDICTIONS,
+    Evaluation,
+    evaluate,
+    tell_worst_slices,
+)
 from rankax.training.setup import Setup, set_up
 from rankax.training.state import TrainState
 
@@ -245,6 +250,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         "versions": environment.versions(),
         "hardware": environment.hardware(),
         "calibration_table": test.calibration,
+        "slices": test.slices,
     }
     run_folder.write_json(folder / run_folder.RESULT, result)
     writer.close()
@@ -355,10 +361,11 @@ def _tell(
     is_best: bool,
     progress: Progress,
 ) -> None:
+    tasks = setup.schema.tasks
+    names = [f"{task}/{name}" for task in tasks for name in ("auc", "log_loss")]
+    shown = dict.fromkeys([*names, setup.selection_metric])
     parts = [f"valid step {step:,}"]
-    for task in setup.schema.tasks:
-        for name in ("auc", "log_loss"):
-            parts.append(f"{task}/{name} {valid.metrics[f'{task}/{name}']:.4f}")
+    parts += [f"{name} {valid.metrics[name]:.4f}" for name in shown]
     parts.append("(best)" if is_best else f"(lr × {progress.plateau.factor:g})")
     console.message("  ".join(parts))
     if progress.is_stopped:
@@ -381,12 +388,16 @@ def _tell_result(
             f"[{metrics[f'{task}/auc_low']:.4f}, {metrics[f'{task}/auc_high']:.4f}]  "
             f"log loss {metrics[f'{task}/log_loss']:.4f}"
         )
+        for name, value in metrics.items():
+            if name.startswith((f"{task}/hit_rate@", f"{task}/ndcg@")):
+                text += f"  {name.removeprefix(f'{task}/')} {value:.4f}"
         if f"{task}/oracle_auc" in metrics:
             text += (
                 f"  (oracle: AUC {metrics[f'{task}/oracle_auc']:.4f}  "
                 f"log loss {metrics[f'{task}/oracle_log_loss']:.4f})"
             )
         console.message(text)
+    tell_worst_slices(console, "test", metrics, result["slices"])
     console.message(
         f"{result['examples_per_second']:,.0f} examples/s, input wait "
         f"{result['input_wait']:.1%}, {result['wall_seconds']:.0f} s in all; "

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from rankax.config.experiment import ExperimentConfig
+from rankax.metrics.slices import SliceMetrics
 from rankax.metrics.task_metrics import TaskMetrics
 from rankax.observe.writers import MetricsWriter
 
@@ -39,8 +40,25 @@ def task_metrics(*, num, seed, noise, mean):
     return state
 
 
+def slice_rows(*, tasks, num, seed):
+    """Slices of a model that is noisy in one tab and one hour, one tab all but empty."""
+    rng = np.random.default_rng(seed)
+    tab = rng.choice(4, num, p=(0.6, 0.3, 0.0995, 0.0005))
+    hour = rng.integers(0, 24, num)
+    noise = 0.3 + 0.9 * (tab == 2) + 0.9 * (hour == 4)
+    true_logits = rng.normal(-1.5, 1.1, (num, len(tasks)))
+    labels = rng.random((num, len(tasks))) < 1 / (1 + np.exp(-true_logits))
+    state = SliceMetrics(tasks, {"tab": ("home", "search", "<b>", "draft"), "hour": ()})
+    logits = true_logits + rng.normal(0, noise, (len(tasks), num)).T
+    state.update(logits, labels, np.ones(num), np.stack([tab, hour], axis=1))
+    return {task: [plain(row) for row in own] for task, own in state.result().items()}
+
+
 def plain(values):
-    return {k: None if np.isnan(v) else v for k, v in values.items()}
+    return {
+        k: None if isinstance(v, float) and np.isnan(v) else v
+        for k, v in values.items()
+    }
 
 
 def write_run(
@@ -66,8 +84,9 @@ def write_run(
         "step": 2_400,
         "metrics": metrics,
     }
-    tables = {}
+    tables, slices = {}, {}
     if curves:
+        slices = slice_rows(tasks=tasks, num=40_000, seed=5)
         best["metrics"] = write_curves(folder, tasks=tasks)
         best["value"] = best["metrics"]["ctr/auc"]
         metrics = {}
@@ -93,6 +112,7 @@ def write_run(
         "num_dense_parameters": 1_234_567,
         "num_table_parameters": 16_000_000,
         "calibration_table": tables,
+        "slices": slices,
         "versions": {"python": "3.11.7", "jax": "0.10.2", "rankax": "0.1.0"},
         "hardware": {
             "cpu": "AMD EPYC 9B14",

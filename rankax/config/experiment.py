@@ -26,6 +26,8 @@ NOT_OF_THE_RUN = (
     "eval.batch_size",
     "eval.exact_auc",
     "eval.save_predictions",
+    "eval.slices",
+    "eval.top_k",
     "mesh",
     "observe",
 )
@@ -244,11 +246,15 @@ class EvalConfig(Config):
     Attributes:
         every_steps: 0 = at the end of every epoch.
         batch_size: 0 = `train.batch_size`.
-        metric: selection metric, "<task>/<metric>"; "" = AUC of the first task.
+        metric: selection metric, "<task>/<metric>", or "mean/<metric>" for the plain
+            mean over the tasks; "" = AUC of the first task.
         early_stopping_patience: stop after this many evaluations without a better
             metric; 0 = off. The best checkpoint is what gets tested either way.
         exact_auc: sort all scores instead of the bit-pattern histogram.
         save_predictions: write `predictions.parquet` of the test split.
+        slices: slices of the dataset card to report the test split by; empty = all.
+        top_k: report hit rate and NDCG of the first `top_k` candidates of each group
+            (`rankax.metrics.ranking`); 0 = off.
     """
 
     every_steps: int = 0
@@ -257,6 +263,8 @@ class EvalConfig(Config):
     early_stopping_patience: int = 0
     exact_auc: bool = False
     save_predictions: bool = False
+    slices: tuple[str, ...] = ()
+    top_k: int = 0
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -340,6 +348,7 @@ def _ranges(config: ExperimentConfig) -> list[str]:
         ),
         "eval.every_steps": (c.eval.every_steps, 0),
         "eval.batch_size": (c.eval.batch_size, 0),
+        "eval.top_k": (c.eval.top_k, 0),
         "eval.early_stopping_patience": (c.eval.early_stopping_patience, 0),
         "checkpoint.every_steps": (c.checkpoint.every_steps, 0),
         "checkpoint.keep_last": (c.checkpoint.keep_last, 1),
@@ -415,6 +424,13 @@ def _rules(config: ExperimentConfig) -> list[str]:
         problems.append(
             "optimizer.schedule.final_factor has no use with decay = 'constant'; "
             "choose 'linear' or 'cosine'"
+        )
+    metric, top_k = config.eval.metric, config.eval.top_k
+    _, at, k = metric.rpartition("/")[2].partition("@")
+    if at and k != str(top_k):
+        problems.append(
+            f"eval.metric = {metric!r} is of the first {k}, but eval.top_k = {top_k}; "
+            "set both to one number"
         )
     weights = config.model.task_weights
     if weights and data.tasks and len(weights) != len(data.tasks):

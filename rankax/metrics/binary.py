@@ -22,6 +22,12 @@ def probability(logits: np.ndarray) -> np.ndarray:
     return special.expit(np.asarray(logits, np.float64)).astype(np.float32)
 
 
+def example_loss(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Returns log(1 + e^z) - y·z of each example, float64 [n]."""
+    z = np.asarray(logits, np.float64)
+    return np.logaddexp(0, z) - label * z
+
+
 def log_loss_of_probability(
     probability: np.ndarray, label: np.ndarray, weight: np.ndarray
 ) -> float:
@@ -67,7 +73,7 @@ class BinarySums:
         self.weight += float(weight.sum())
         self.label += float(weight @ y)
         self.probability += float(weight @ special.expit(z))
-        self.loss += float(weight @ (np.logaddexp(0, z) - y * z))
+        self.loss += float(weight @ example_loss(z, y))
 
     def merge(self, other: "BinarySums") -> None:
         """Adds the examples that another state has seen."""

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from rankax.metrics import auc
+from rankax.metrics import grouped
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,51 +38,15 @@ def gauc(
 ) -> GroupAuc:
     """Returns the GAUC of a whole split; parts of a split are concatenated first.
 
-    Args:
-        group: [n] integers.
-        probability: [n] float32 in [0, 1].
-        label: [n], 0 or 1.
-        weight: [n], not negative; 0 = padding; None = all 1.
-
-    Raises:
-        ValueError: as `AucHistogram.update`, or groups that are not integers.
+    Arguments and errors are those of `grouped.sort`.
     """
-    group = np.asarray(group)
-    if not np.issubdtype(group.dtype, np.integer) or group.shape != np.shape(label):
-        raise ValueError(
-            f"group is {group.dtype} {list(group.shape)}; expected integers, one per "
-            f"label {list(np.shape(label))}"
-        )
-    if weight is not None:
-        group = group[np.asarray(weight) > 0]
-    probability, label, weight = auc.checked(probability, label, weight)
-    order = np.lexsort((probability, group))
-    group, probability = group[order], probability[order]
-
-    # Ties are runs of equal probability inside a group; `ties` holds their first
-    # example, `groups` the first tie of each group.
-    ties = np.flatnonzero(
-        np.r_[
-            len(group) > 0,
-            (group[1:] != group[:-1]) | (probability[1:] != probability[:-1]),
-        ]
-    )
-    groups = auc.run_starts(group[ties])
-    if not len(groups):
-        return EMPTY
-    negatives, positives = auc.class_sums(label[order], weight[order], ties)
-    num_negative = np.add.reduceat(negatives, groups)
-    num_positive = np.add.reduceat(positives, groups)
-    before = np.cumsum(negatives) - negatives
-    sizes = np.diff(np.r_[groups, len(ties)])
-    below = before - np.repeat(before[groups], sizes) + 0.5 * negatives
-    area = np.add.reduceat(below * positives, groups)
-
-    both = (num_negative > 0) & (num_positive > 0)
-    impressions = (num_negative + num_positive)[both]
-    value = area[both] / (num_negative * num_positive)[both]
+    groups = grouped.sort(group, probability, label, weight)
+    value, impressions = groups.auc(), groups.total(groups.sums).sum(axis=0)
+    both = np.isfinite(value)
     return GroupAuc(
-        value=float(np.average(value, weights=impressions)) if both.any() else np.nan,
+        value=float(np.average(value[both], weights=impressions[both]))
+        if both.any()
+        else float("nan"),
         num_groups=int(both.sum()),
         num_excluded_groups=int((~both).sum()),
     )

@@ -1,34 +1,55 @@
 """All metrics of one task over one split, in one pass and mergeable."""
 
+from collections.abc import Mapping, Sequence
+import re
+
 import numpy as np
 
 from rankax.config.base import suggest
-from rankax.metrics import auc, calibration, gauc
+from rankax.metrics import auc, calibration, gauc, ranking
 from rankax.metrics.auc import AucHistogram
 from rankax.metrics.binary import BinarySums, log_loss_of_probability, probability
 
-# Metrics that can choose between models, and whether more of them is better.
+# Metrics that can choose between models, and whether more of them is better. K stands
+# for any number.
 _HIGHER_IS_BETTER = {
     "auc": True,
     "gauc": True,
+    "hit_rate@K": True,
+    "ndcg@K": True,
     "log_loss": False,
     "normalized_entropy": False,
 }
 
+MEAN = "mean"
+
 
 def higher_is_better(metric: str) -> bool:
-    """Returns the direction of "auc" or "<task>/auc".
+    """Returns the direction of "auc", "<task>/auc" or "<task>/ndcg@5".
 
     Raises:
         ValueError: not a metric that orders models.
     """
-    name = metric.rpartition("/")[2]
+    name = re.sub(r"@[1-9]\d*$", "@K", metric.rpartition("/")[2])
     if name not in _HIGHER_IS_BETTER:
         raise ValueError(
             f"metric {metric!r} does not order models from worse to better; "
             f"{suggest(name, tuple(_HIGHER_IS_BETTER))}"
         )
     return _HIGHER_IS_BETTER[name]
+
+
+def mean_over_tasks(
+    metrics: Mapping[str, float], metric: str, tasks: Sequence[str]
+) -> dict[str, float]:
+    """Returns {"mean/<name>": plain mean of "<task>/<name>"}, if that is the metric.
+
+    For any other metric it is empty, also for "mean/<name>" of a task called "mean".
+    """
+    task, _, name = metric.rpartition("/")
+    if task != MEAN or MEAN in tasks:
+        return {}
+    return {metric: float(np.mean([metrics[f"{task}/{name}"] for task in tasks]))}
 
 
 class TaskMetrics:
@@ -39,7 +60,12 @@ class TaskMetrics:
     """
 
     def __init__(
-        self, *, exact_auc: bool, has_group: bool, has_true_probability: bool
+        self,
+        *,
+        exact_auc: bool,
+        has_group: bool,
+        has_true_probability: bool,
+        top_k: int = 0,
     ) -> None:
         """Starts without examples.
 
@@ -47,10 +73,13 @@ class TaskMetrics:
             exact_auc: keep all scores and sort them, instead of the histogram alone.
             has_group: report GAUC; `update` then needs `group`.
             has_true_probability: report the oracle; `update` then needs it.
+            top_k: with `has_group`, report ranking metrics of the first `top_k`
+                candidates of each group; 0 = off.
         """
         self.exact_auc = exact_auc
         self.has_group = has_group
         self.has_true_probability = has_true_probability
+        self.top_k = top_k
         self._sums = BinarySums()
         self._histogram = AucHistogram()
         self._oracle = AucHistogram() if has_true_probability else None
@@ -123,8 +152,8 @@ class TaskMetrics:
         A metric that the examples do not define (AUC of one class) is nan. Keys: auc,
         auc_bound, log_loss, normalized_entropy, calibration, num_examples,
         positive_rate; auc_low and auc_high with `interval`; gauc, gauc_groups and
-        gauc_excluded_groups with `has_group`; oracle_auc and oracle_log_loss with
-        `has_true_probability`.
+        gauc_excluded_groups with `has_group`; hit_rate@K and ndcg@K with K = `top_k`;
+        oracle_auc and oracle_log_loss with `has_true_probability`.
 
         Args:
             interval: resample the AUC (0.2 s), as for a final result.
@@ -142,6 +171,10 @@ class TaskMetrics:
             result["gauc"] = grouped.value
             result["gauc_groups"] = float(grouped.num_groups)
             result["gauc_excluded_groups"] = float(grouped.num_excluded_groups)
+        if self.top_k:
+            top = ranking.top_k(**kept, k=self.top_k) if kept else ranking.EMPTY
+            result[f"hit_rate@{self.top_k}"] = top.hit_rate
+            result[f"ndcg@{self.top_k}"] = top.ndcg
         result["log_loss"] = self._sums.log_loss
         result["normalized_entropy"] = self._sums.normalized_entropy
         result["calibration"] = self._sums.calibration

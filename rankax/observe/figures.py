@@ -156,6 +156,39 @@ def calibration(table: Sequence[Sequence[float]]) -> str:
     return _figure(draw, x_label="mean predicted probability", height=4.2)
 
 
+def interval_bar(
+    value: float,
+    ends: tuple[float, float],
+    *,
+    whole: float,
+    span: tuple[float, float],
+    is_marked: bool,
+) -> str:
+    """Returns a value and its interval on a horizontal scale, one line of text high.
+
+    Args:
+        value: the dot.
+        ends: of the line through it.
+        whole: what to compare with, a dashed upright line.
+        span: values at the ends of the scale.
+        is_marked: draw it in the second colour.
+    """
+    width, margin = 200, 5
+    scale = (width - 2 * margin) / ((span[1] - span[0]) or 1)
+    x, low, high, at = (
+        f"{margin + (v - span[0]) * scale:.1f}" for v in (value, *ends, whole)
+    )
+    colour = "--second" if is_marked else "--first"
+    return (
+        f'<svg viewBox="0 0 {width} 16" role="img">'
+        f"<title>{ends[0]:.4f} to {ends[1]:.4f}</title>"
+        f'<path d="M{at} 0V16" stroke="var(--muted)" stroke-dasharray="3 2"/>'
+        f'<path d="M{low} 8H{high}" stroke="var({colour})" stroke-width="2.5" '
+        'stroke-linecap="round" opacity=".55"/>'
+        f'<circle cx="{x}" cy="8" r="3.5" fill="var({colour})"/></svg>'
+    )
+
+
 def smoothed(values: np.ndarray) -> np.ndarray:
     """Returns the exponential moving average [n], without bias at its start.
 

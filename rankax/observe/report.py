@@ -12,7 +12,8 @@ import string
 from typing import Any
 
 from rankax.config.base import Config
-from rankax.observe import figures
+from rankax.metrics.task_metrics import MEAN
+from rankax.observe import figures, slice_tables
 from rankax.observe.console import clock
 from rankax.observe.writers import read_metrics
 
@@ -33,6 +34,8 @@ _TITLES = {
     "normalized_entropy": "normalized entropy",
     "positive_rate": "positive rate",
     "num_examples": "examples",
+    "hit_rate": "hit rate",
+    "ndcg": "NDCG",
 }
 
 
@@ -60,6 +63,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
             for title, kind, body in (
                 ("Curves", "figures", "".join(_curves(lines, result))),
                 ("Metrics", "scroll", _metrics_table(result)),
+                ("Slices", "slicing", "".join(slice_tables.tables(result))),
                 ("Calibration", "figures", "".join(_calibration(result))),
                 ("Configuration", "cards", "".join(_config_tables(config))),
                 ("Run and machine", "cards", "".join(_machine_tables(result))),
@@ -80,8 +84,17 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- summary
 
 
-def _tasks(result: Mapping[str, Any]) -> list[str]:
+def _groups(result: Mapping[str, Any]) -> list[str]:
+    """Tasks, and "mean" if the run selects by a mean over them."""
     return list(dict.fromkeys(name.rpartition("/")[0] for name in result["metrics"]))
+
+
+def _tasks(result: Mapping[str, Any]) -> list[str]:
+    return [
+        name
+        for name in _groups(result)
+        if name != MEAN or f"{MEAN}/num_examples" in result["metrics"]
+    ]
 
 
 def _model(result: Mapping[str, Any]) -> str:
@@ -157,20 +170,21 @@ def _tile(title: str, value: str, below: str) -> str:
 
 # ---------------------------------------------------------------- figures
 
+_CURVES = ("auc", "log_loss")  # of every task, beside the metric that selects
+
 
 def _curves(lines: figures.Lines, result: Mapping[str, Any]) -> Iterator[str]:
     best = result["best_validation"]
     if any(line["split"] == "train" for line in lines):
         yield _panel("Training loss", figures.train_loss(lines), "as logged; smoothed")
     validated = {name for line in lines if line["split"] == "valid" for name in line}
-    for task in _tasks(result):
-        for name in ("auc", "log_loss"):
-            if f"{task}/{name}" in validated:
-                svg = figures.validation(
-                    lines, f"{task}/{name}", best_step=best["step"]
-                )
-                title = f"{task}: validation {_TITLES[name]}"
-                yield _panel(title, svg, "dot: the checkpoint that was tested")
+    usual = [f"{task}/{name}" for task in _tasks(result) for name in _CURVES]
+    for metric in dict.fromkeys([*usual, best["metric"]]):
+        if metric in validated:
+            svg = figures.validation(lines, metric, best_step=best["step"])
+            task, _, name = metric.rpartition("/")
+            title = f"{task}: validation {_title(name)}"
+            yield _panel(title, svg, "dot: the checkpoint that was tested")
     if any(line["split"] == "train" for line in lines):
         yield _panel("Learning rate", figures.learning_rate(lines), "dense")
         yield _panel("Throughput", figures.throughput(lines), "between log lines")
@@ -204,7 +218,7 @@ def _metrics_table(result: Mapping[str, Any]) -> str:
         f"<small>step {best['step']:,}</small><th>test"
         "<th>95 % interval<th>oracle, test<th class=text></tr></thead>"
     ]
-    for task in _tasks(result):
+    for task in _groups(result):
         rows.append(f"<tbody><tr><th colspan=6 class=task>{escape(task)}</tr>")
         for full in test:
             name = full.removeprefix(f"{task}/")
@@ -219,9 +233,8 @@ def _metrics_table(result: Mapping[str, Any]) -> str:
                 interval,
                 _number(test[oracle]) if oracle in test else "",
             ]
-            title = _TITLES.get(name) or name
             rows.append(
-                f"<tr><th>{escape(title)}"
+                f"<tr><th>{escape(_title(name))}"
                 + "".join(f"<td>{cell}" for cell in cells)
                 + f"<td class=text>{escape(_remark(name, task, test))}</tr>"
             )
@@ -238,6 +251,9 @@ def _remark(name: str, task: str, test: Mapping[str, Any]) -> str:
         used = int(test[f"{task}/gauc_groups"])
         excluded = int(test[f"{task}/gauc_excluded_groups"])
         return f"{used:,} groups; {excluded:,} of one class left out"
+    if name.startswith("hit_rate@"):
+        first = name.partition("@")[2]
+        return f"groups with a positive among the first {first}, of those with one"
     return {
         "calibration": "predicted / observed; 1 is best",
         "normalized_entropy": "log loss / that of the base rate",
@@ -320,6 +336,12 @@ def _card(title: str, rows: str) -> str:
 # ---------------------------------------------------------------- text
 
 
+def _title(name: str) -> str:
+    """Returns what to call a metric; "ndcg@5" is NDCG@5."""
+    stem, at, k = name.partition("@")
+    return _TITLES.get(stem, stem) + at + k
+
+
 def _number(value: float | None, name: str = "") -> str:
     if value is None:
         return "–"
@@ -379,6 +401,16 @@ th, td { padding: 4px 16px 4px 0; border-bottom: 1px solid var(--line);
 .metrics tbody th { white-space: nowrap; }
 .metrics .task { padding-top: 16px; color: var(--ink); font-weight: 600; }
 .metrics td:nth-child(3) { font-weight: 600; }
+.slices { table-layout: fixed; min-width: 860px; }
+.slices th, .slices td { text-align: right; vertical-align: middle; }
+.slices thead th { vertical-align: bottom; overflow-wrap: normal; }
+.slices .text { text-align: left; width: 13%; } .slices .bar { width: 20%; }
+.slices .bar svg { margin: 0; } .slices .bar small { float: left; }
+.slices .bar small + small { float: right; }
+.slices th:nth-last-child(2) { width: 12%; } .slices :last-child { padding-right: 0; }
+.below { color: var(--second); font-weight: 600; } .slicing p { margin: 0 0 8px; }
+.slicing h3:not(:first-child) { margin-top: 28px; }
+summary { cursor: pointer; color: var(--muted); padding: 8px 0; }
 .cards { columns: 3 300px; column-gap: 32px; font-size: 13px; }
 .card { break-inside: avoid; margin-bottom: 24px; }
 .card th { width: 55%; } .card td { text-align: right; padding-right: 0; }
@@ -390,6 +422,7 @@ footer { margin-top: 40px; font-size: 13px; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   body { font-size: 11px; } main { padding: 0; max-width: none; }
   .figures { grid-template-columns: 1fr 1fr; gap: 16px; } h2 { break-after: avoid; }
+  .slices { min-width: 0; font-size: 10px; }
   .cards { columns: 3; font-size: 9px; } .verdicts { font-size: 13px; } }
 """
 
@@ -410,8 +443,8 @@ _PAGE = string.Template(
 <div class=tiles>$tiles</div>
 </header>
 $sections
-<footer>Intervals of the AUC resample the test examples; they do not hold the spread
-between seeds, which <code>python -m rankax.compare</code> shows.</footer>
+<footer>Intervals of the AUC hold the choice of the test examples; they do not hold the
+spread between seeds, which <code>python -m rankax.compare</code> shows.</footer>
 </main></body>
 </html>
 """

@@ -1,7 +1,7 @@
 """Metrics of one whole split, read through the same reader as training."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 import pathlib
 from typing import Any
@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from rankax.config.experiment import ExperimentConfig
 from rankax.data import lanes
 from rankax.data.source import SplitSource
-from rankax.metrics import binary
-from rankax.metrics.task_metrics import TaskMetrics
+from rankax.metrics import binary, slices
+from rankax.metrics.slices import SliceMetrics
+from rankax.metrics.task_metrics import TaskMetrics, mean_over_tasks
 from rankax.observe.console import Console
 from rankax.training.state import TrainState
 from rankax.training.step import Steps
@@ -30,12 +31,15 @@ class Evaluation:
     """Result of one pass over a split.
 
     Attributes:
-        metrics: "<task>/<metric>" -> value.
+        metrics: "<task>/<metric>" -> value, with "mean/<metric>" if that is what
+            `eval.metric` selects by.
         calibration: task -> rows of [mean predicted, observed rate, weight].
+        slices: task -> rows of `SliceMetrics.result`; {} without slices.
     """
 
     metrics: dict[str, float]
     calibration: dict[str, list[list[float]]]
+    slices: dict[str, list[dict[str, Any]]]
 
 
 def evaluate(
@@ -56,7 +60,7 @@ def evaluate(
         source: the split.
         config: `eval` and `data` sections.
         console: progress.
-        is_final: add bootstrap intervals.
+        is_final: add bootstrap intervals and, if the schema has slices, theirs.
         predictions: Parquet file to write labels and probabilities to.
     """
     schema = steps.schema
@@ -65,9 +69,14 @@ def evaluate(
             exact_auc=config.eval.exact_auc,
             has_group=bool(schema.card.group),
             has_true_probability=schema.has_true_probability,
+            top_k=config.eval.top_k,
         )
         for task in schema.tasks
     }
+    by_slice = None
+    if is_final and schema.slices:
+        columns = {entry.name: entry.values for entry in schema.slices}
+        by_slice = SliceMetrics(schema.tasks, columns)
     batch_size = config.eval.batch_size or config.train.batch_size
     total = lanes.num_batches_per_epoch(
         source, batch_size=batch_size, lanes=config.data.lanes
@@ -85,20 +94,42 @@ def evaluate(
                 group=arrays.get("group"),
                 true_probability=None if true is None else true[:, t],
             )
+        if by_slice:
+            labels, weight = arrays["labels"], arrays["weight"]
+            by_slice.update(logits, labels, weight, arrays["slices"])
         if writer:
             writer.write(logits, arrays)
         track.update(number)
     track.close()
     if writer:
         writer.close()
+    values = {
+        f"{task}/{name}": value
+        for task in schema.tasks
+        for name, value in metrics[task].result(interval=is_final).items()
+    }
     return Evaluation(
-        metrics={
-            f"{task}/{name}": value
-            for task in schema.tasks
-            for name, value in metrics[task].result(interval=is_final).items()
-        },
+        metrics=values | mean_over_tasks(values, config.eval.metric, schema.tasks),
         calibration={task: metrics[task].calibration_table() for task in schema.tasks},
+        slices=by_slice.result() if by_slice else {},
     )
+
+
+def tell_worst_slices(
+    console: Console,
+    split: str,
+    metrics: Mapping[str, float],
+    rows: Mapping[str, list[dict[str, Any]]],
+) -> None:
+    """Prints, task by task, the worst slice that is surely below the whole split."""
+    for task, own in rows.items():
+        row = slices.worst(own, metrics[f"{task}/auc"])
+        if row is not None:
+            console.message(
+                f"{split} {task}: worst slice {row['slice']}={row['value']}, AUC "
+                f"{row['auc']:.4f} [{row['auc_low']:.4f}, {row['auc_high']:.4f}] of "
+                f"{row['num_examples']:,} examples"
+            )
 
 
 def _scores(

@@ -9,7 +9,7 @@ from rankax.config.experiment import ExperimentConfig
 from rankax.data import source as sources
 from rankax.data.schema import Schema
 from rankax.data.source import SplitSource
-from rankax.metrics.task_metrics import higher_is_better
+from rankax.metrics.task_metrics import MEAN, higher_is_better
 from rankax.parallel import mesh as meshes
 from rankax.training.step import Steps
 
@@ -22,7 +22,8 @@ class Setup:
         schema: fields and tasks in use.
         splits: "train", "valid" and "test".
         steps: the model and its compiled steps.
-        selection_metric: "<task>/<metric>" that chooses the best checkpoint.
+        selection_metric: "<task>/<metric>", or "mean/<metric>" over the tasks, that
+            chooses the best checkpoint.
         is_higher_better: its direction.
     """
 
@@ -57,23 +58,33 @@ def set_up(config: ExperimentConfig) -> Setup:
                 f"{max(size // mesh.size, 1) * mesh.size}"
             )
     card = sources.load_card(config.data.source)
-    schema = Schema.select(card, fields=config.data.fields, tasks=config.data.tasks)
+    schema = Schema.select(
+        card,
+        fields=config.data.fields,
+        tasks=config.data.tasks,
+        slices=config.eval.slices,
+    )
     metric = config.eval.metric or f"{schema.tasks[0]}/auc"
     task, _, name = metric.rpartition("/")
-    if task not in schema.tasks:
+    tasks = (*schema.tasks, MEAN)
+    if task not in tasks:
         raise ConfigError(
             f"eval.metric = {metric!r} names no task of the run; "
-            f"{suggest(metric, [f'{task}/{name or metric}' for task in schema.tasks])}"
+            f"{suggest(metric, [f'{task}/{name or metric}' for task in tasks])}"
         )
     try:
         is_higher_better = higher_is_better(metric)
     except ValueError as error:
         raise ConfigError(f"eval.metric: {error}") from error
-    if name == "gauc" and not card.group:
-        raise ConfigError(
-            f"eval.metric = {metric!r} needs a group column, and the card of "
-            f"{card.name!r} names none"
-        )
+    for option, value, is_grouped in (
+        ("eval.metric", metric, name == "gauc"),
+        ("eval.top_k", config.eval.top_k, config.eval.top_k > 0),
+    ):
+        if is_grouped and not card.group:
+            raise ConfigError(
+                f"{option} = {value!r} needs a group column, and the card of "
+                f"{card.name!r} names none"
+            )
     splits = {
         name: sources.open_split(config.data.source, name, schema)
         for name in ("train", "valid", "test")

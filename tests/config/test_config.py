@@ -111,6 +111,12 @@ def change(config, path, value):
         ({"optimizer.dense.weight_decay": 0.1}, "used by 'adamw' only"),
         ({"optimizer.schedule.plateau_factor": 1.5}, "must be below 1"),
         ({"optimizer.schedule.final_factor": 0.1}, "no use with decay = 'constant'"),
+        ({"eval.top_k": -1}, "eval.top_k = -1 must be at least 0"),
+        (
+            {"eval.metric": "ctr/ndcg@5", "eval.top_k": 10},
+            r"'ctr/ndcg@5' is of the first 5, but eval.top_k = 10; set both",
+        ),
+        ({"eval.metric": "ctr/hit_rate@5"}, r"first 5, but eval.top_k = 0"),
         ({"data.source": ParquetConfig()}, "data.source.path is empty"),
         ({"data.source": SourceConfig()}, "data.source is not set"),
         (
@@ -131,6 +137,12 @@ def test_broken_rules_are_errors_with_advice(changes, message):
         config.validate()
 
 
+def test_a_ranking_metric_selects_with_its_own_number():
+    config = valid_config()
+    config.eval.metric, config.eval.top_k = "next_item/ndcg@5", 5
+    config.validate()
+
+
 def test_all_broken_rules_are_told_at_once():
     with pytest.raises(ConfigError) as error:
         ExperimentConfig().validate()
@@ -149,6 +161,8 @@ def test_the_hash_follows_what_decides_the_result_only():
         ("observe.log_every", 7, True),
         ("mesh.model", 2, True),
         ("data.source.path", "elsewhere", True),
+        ("eval.slices", ("tab",), True),
+        ("eval.top_k", 5, True),
     ):
         config = valid_config()
         change(config, path, value)

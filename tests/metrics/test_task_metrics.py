@@ -122,3 +122,51 @@ def test_direction_of_a_metric():
     assert not task_metrics.higher_is_better("ctr/log_loss")
     with pytest.raises(ValueError, match=r"'ctr/log_los' .* did you mean 'log_loss'"):
         task_metrics.higher_is_better("ctr/log_los")
+
+
+def test_ranking_metrics_are_those_of_the_groups():
+    parts = list(batches())
+    state = TaskMetrics(
+        exact_auc=False, has_group=True, has_true_probability=True, top_k=3
+    )
+    for part in parts:
+        state.update(**part)
+    real = {k: np.concatenate([p[k] for p in parts])[:10_000] for k in parts[0]}
+    hits = []
+    for group in np.unique(real["group"]):
+        own = real["group"] == group
+        best_first = np.argsort(-real["logits"][own])
+        labels = real["labels"][own][best_first]
+        hits += [labels[:3].any()] if labels.any() else []
+    result = state.result()
+    assert result["hit_rate@3"] == pytest.approx(np.mean(hits), abs=1e-12)
+    assert 0 < result["ndcg@3"] < result["hit_rate@3"]
+    assert result.keys() - measured(parts).result().keys() == {"hit_rate@3", "ndcg@3"}
+    empty = TaskMetrics(
+        exact_auc=False, has_group=True, has_true_probability=False, top_k=3
+    )
+    assert np.isnan(empty.result()["hit_rate@3"])
+
+
+def test_direction_of_ranking_metrics_needs_their_number():
+    assert task_metrics.higher_is_better("next_item/ndcg@5")
+    assert task_metrics.higher_is_better("mean/hit_rate@10")
+    for wrong in ("ctr/ndcg", "ctr/ndcg@0", "ctr/ndcg@x"):
+        with pytest.raises(ValueError, match="did you mean 'ndcg@K'"):
+            task_metrics.higher_is_better(wrong)
+
+
+def test_mean_over_tasks_is_there_if_it_selects():
+    values = {"a/auc": 0.5, "b/auc": 0.7, "a/log_loss": 1.0, "b/log_loss": 2.0}
+    mean = task_metrics.mean_over_tasks(values, "mean/auc", ("a", "b"))
+    assert mean == {"mean/auc": pytest.approx(0.6)}
+    assert task_metrics.mean_over_tasks(values, "a/auc", ("a", "b")) == {}
+    assert task_metrics.mean_over_tasks(values, "", ("a", "b")) == {}
+    undefined = values | {"a/auc": float("nan")}
+    assert np.isnan(
+        task_metrics.mean_over_tasks(undefined, "mean/auc", ("a", "b"))["mean/auc"]
+    )
+    of_a_task = task_metrics.mean_over_tasks(
+        {"mean/auc": 0.5, "b/auc": 0.7}, "mean/auc", ("mean", "b")
+    )
+    assert of_a_task == {}

@@ -60,3 +60,17 @@ def test_wilson_interval_equals_scipy(clicks):
 )
 def test_calibration_of_any_rates_can_be_drawn(table):
     assert "mean predicted probability" in figures.calibration(table)
+
+
+def test_interval_bar_is_to_scale():
+    svg = figures.interval_bar(
+        0.7, (0.6, 0.8), whole=0.75, span=(0.5, 0.9), is_marked=False
+    )
+    # The scale runs from 5 to 195: 475 a unit.
+    assert 'd="M52.5 8H147.5"' in svg and 'cx="100.0"' in svg
+    assert 'd="M123.8 0V16"' in svg and "0.6000 to 0.8000" in svg
+    assert "var(--first)" in svg and "var(--second)" not in svg
+    marked = figures.interval_bar(
+        0.7, (0.7, 0.7), whole=0.7, span=(0.7, 0.7), is_marked=True
+    )
+    assert "var(--second)" in marked and "nan" not in marked

@@ -75,7 +75,10 @@ def test_page_says_what_the_run_reached(run):
 def test_every_curve_is_there(run):
     page = Page(write_report(run).read_text())
     # loss, rate, throughput; AUC, log loss and calibration of both tasks
-    assert page.tags.count("svg") == 3 + 2 * 3
+    assert page.tags.count("figure") == 3 + 2 * 3
+    slices = json.loads((run / "result.json").read_text())["slices"]
+    num_slices = sum(len(rows) for rows in slices.values())
+    assert page.tags.count("svg") == page.tags.count("figure") + num_slices
 
 
 def test_ids_inside_figures_do_not_clash(run):
@@ -118,6 +121,69 @@ def test_undefined_metrics_are_dashes_even_if_written_as_nan(edited):
     text = Page(edited("result.json", change)).text
     assert "the test split defines no AUC" in text and "oracle’s" not in text
     assert "–" in text and "nan" not in text.lower()
+
+
+def test_slices_stand_worst_first_and_the_long_tail_is_folded(run):
+    text = write_report(run).read_text()
+    section = text[text.index("<h2>Slices") : text.index("<h2>Calibration")]
+    assert text.index("<h2>Metrics") < text.index("<h2>Slices")
+    result = json.loads((run / "result.json").read_text())
+    for task, own in zip(("ctr", "cvr"), section.split("<h3>")[1:], strict=True):
+        rows = result["slices"][task]
+        large = [row for row in rows if not row["is_small"]]
+        first, more, small = own.split("<details>")
+        assert (first.count("<tr>") - 1, more.count("<tr>") - 1) == (
+            15,
+            len(large) - 15,
+        )
+        assert f"<summary>{len(large) - 15} more" in more
+        assert "1 small: fewer than 100 examples, or 10 of a class" in small
+        assert "draft" in small and "draft" not in first + more
+        whole = result["metrics"][f"{task}/auc"]
+        below = sum(row["auc_high"] < whole for row in large)
+        assert f"{below} of {len(large)} lie" in first and below >= 2
+        assert own.count("<td class=below>") == below
+        assert own.count('fill="var(--second)"') == below
+        worst = rows[0]
+        share = worst["num_examples"] / result["metrics"][f"{task}/num_examples"]
+        for shown in (
+            f"{worst['num_examples']:,}", f"{share:.1%}", f"{worst['auc']:.4f}",
+            f"{worst['positive_rate']:.4f}", f"{worst['normalized_entropy']:.4f}",
+            f"{worst['calibration']:.4f}",
+        ):  # fmt: skip
+            assert f">{shown}<" in first, shown
+
+
+def test_a_run_without_slices_has_no_such_section(edited):
+    for empty in ({}, {"ctr": []}):
+        text = edited("result.json", lambda r, empty=empty: r.update(slices=empty))
+        assert "<table class=slices>" not in text
+    text = edited("result.json", lambda r: r.pop("slices"))
+    assert "<h2>Slices" not in text and "<h2>Calibration" in text
+
+
+def test_undefined_slices_have_no_bar(edited):
+    def change(result):
+        row = result["slices"]["ctr"][-1]
+        row.update(auc=None, auc_low=None, auc_high=None, calibration=None)
+        result["slices"] = {"ctr": [row]}
+
+    text = edited("result.json", change)
+    assert "<td>–<td class=bar><td>" in text and "0 of 0 lie" not in text
+
+
+def test_a_mean_that_selects_is_no_task(edited):
+    def change(result):
+        result["metrics"]["mean/ndcg@5"] = 0.1234
+        result["metrics"]["ctr/hit_rate@5"] = 0.4321
+        result["best_validation"]["metric"] = "mean/ndcg@5"
+        result["best_validation"]["metrics"]["mean/ndcg@5"] = 0.2345
+
+    text = edited("result.json", change)
+    page = Page(text)
+    assert "mean test AUC" not in page.text and "<b>mean</b>" not in text
+    assert "NDCG@5" in page.text and "0.1234" in page.text and "0.2345" in page.text
+    assert "hit rate@5" in page.text and "among the first 5" in page.text
 
 
 def test_unfinished_run_has_no_page(run, tmp_path):

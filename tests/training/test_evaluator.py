@@ -1,5 +1,7 @@
 """Evaluation through the whole path, and what a run leaves behind."""
 
+import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -8,13 +10,17 @@ import pytest
 from sklearn import metrics as sk
 
 from rankax.config.base import ConfigError
-from rankax.config.experiment import ExperimentConfig
+from rankax.config.experiment import ExperimentConfig, ParquetConfig
 from rankax.config.synthetic import SyntheticConfig
+from rankax.data import card as cards
+from rankax.data import synthetic
 from rankax.evaluate import evaluate
 from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
+from rankax.observe.console import Console
 from rankax.observe.writers import read_metrics
 from rankax.train import NonFiniteError, train
+from rankax.training.evaluator import tell_worst_slices
 from rankax.training.setup import set_up
 
 
@@ -123,6 +129,118 @@ def test_evaluation_reads_every_example_once_at_any_batch_size(finished):
     assert again["test"]["ctr/auc_bound"] == 0
 
 
+@pytest.fixture(scope="module")
+def sliced(tmp_path_factory):
+    """A run on a dataset folder with slices that selects by a mean ranking metric."""
+    data = tmp_path_factory.mktemp("data") / "clicks"
+    card = synthetic.write(make_config().data.source, data)
+    slices = (
+        cards.Slice(name="place", column="domain"),
+        cards.Slice(name="order", column="ctcvr", values=("no", "yes")),
+    )
+    dataclasses.replace(card, slices=slices).save(data)
+    config = make_config()
+    config.data.source = ParquetConfig(path=str(data))
+    config.data.lanes = 1  # predictions in the order of the file
+    config.eval.top_k = 5
+    config.eval.metric = "mean/ndcg@5"
+    folder = tmp_path_factory.mktemp("sliced")
+    return config, data, folder, train(config, str(folder))
+
+
+def test_slices_can_be_recomputed_from_the_predictions(sliced):
+    _, data, folder, result = sliced
+    rows = {(row["slice"], row["value"]): row for row in result["slices"]["ctr"]}
+    table = pq.read_table(folder / "predictions.parquet")
+    raw = pq.read_table(data / "test")
+    label = raw["ctr"].to_numpy()
+    p = table["ctr/probability"].to_numpy()
+    np.testing.assert_array_equal(table["ctr/label"].to_numpy(), label)
+    domain = raw["domain"].to_numpy()
+    assert {name for name, _ in rows} == {"place", "order"}
+    assert sum(name == "place" for name, _ in rows) == len(np.unique(domain)) > 1
+    for value in np.unique(domain):
+        own, row = domain == value, rows["place", str(value)]
+        assert row["num_examples"] == own.sum()
+        assert row["auc"] == pytest.approx(sk.roc_auc_score(label[own], p[own]))
+        assert row["log_loss"] == pytest.approx(
+            sk.log_loss(label[own], p[own]), rel=1e-5
+        )
+    bought = rows["order", "yes"]  # an order needs a click
+    assert bought["positive_rate"] == 1 and np.isnan(bought["auc"])
+    written = json.loads((folder / "result.json").read_text())["slices"]
+    assert {task: len(own) for task, own in written.items()} == {
+        task: len(own) for task, own in result["slices"].items()
+    }
+    assert written["ctr"][-1]["auc"] is None and written["ctr"][-1]["is_small"]
+    assert "<h2>Slices</h2>" in (folder / "report.html").read_text()
+
+
+def test_a_mean_of_ranking_metrics_selects_and_is_logged(sliced):
+    _, _, folder, result = sliced
+    best = result["best_validation"]
+    parts = [best["metrics"][f"{task}/ndcg@5"] for task in ("ctr", "ctcvr")]
+    assert best["metric"] == "mean/ndcg@5"
+    assert best["value"] == pytest.approx(np.mean(parts))
+    for line in read_metrics(folder)[1:]:  # valid and test
+        assert line["mean/ndcg@5"] == pytest.approx(
+            (line["ctr/ndcg@5"] + line["ctcvr/ndcg@5"]) / 2
+        )
+        assert 0 < line["ctr/ndcg@5"] < 1 and 0 < line["ctr/hit_rate@5"] <= 1
+
+
+def test_evaluation_reports_the_chosen_slices_of_both_splits(sliced):
+    config, _, folder, result = sliced
+    config = copy.deepcopy(config)
+    config.eval.slices = ("place",)
+    again = evaluate(config, str(folder))
+    expected = [row for row in result["slices"]["ctr"] if row["slice"] == "place"]
+    assert again["test_slices"]["ctr"] == [
+        pytest.approx(row, abs=1e-6) for row in expected
+    ]
+    counts = [row["num_examples"] for row in again["valid_slices"]["ctr"]]
+    assert sum(counts) == 777
+    written = json.loads((folder / "evaluation.json").read_text())
+    assert written["test_slices"]["ctr"][0]["slice"] == "place"
+    config.eval.slices = ("plaec",)
+    with pytest.raises(ValueError, match=r"eval.slices names 'plaec'.*'place'"):
+        set_up(config)
+
+
+def test_the_worst_slice_is_told_if_it_is_surely_below(capsys):
+    def row(value, low, auc, high):
+        return {
+            "slice": "tab", "value": value, "num_examples": 1_234, "is_small": False,
+            "auc_low": low, "auc": auc, "auc_high": high,
+        }  # fmt: skip
+
+    rows = {"ctr": [row("a", 0.5, 0.6, 0.72), row("b", 0.6, 0.62, 0.64)], "cvr": []}
+    tell_worst_slices(Console(), "test", {"ctr/auc": 0.7, "cvr/auc": 0.7}, rows)
+    out, err = capsys.readouterr()
+    told = " ".join((out + err).split())
+    assert (
+        told
+        == "test ctr: worst slice tab=b, AUC 0.6200 [0.6000, 0.6400] of 1,234 examples"
+    )
+
+
+def test_a_group_metric_needs_a_group_column(sliced, tmp_path):
+    _, data, *_ = sliced
+    card = dataclasses.replace(cards.load(data), group="")
+    for split in ("train", "valid", "test"):
+        (tmp_path / split).symlink_to(data / split)
+    card.save(tmp_path)
+    config = make_config("lr")
+    config.data.source = ParquetConfig(path=str(tmp_path))
+    config.eval.top_k = 5
+    with pytest.raises(ConfigError, match=r"eval\.top_k = 5 needs a group column"):
+        set_up(config)
+    config.eval.top_k = 0
+    config.eval.metric = "mean/gauc"
+    with pytest.raises(ConfigError, match="'mean/gauc' needs a group column"):
+        set_up(config)
+
+
 def test_evaluating_what_was_never_trained_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"holds no run \(config\.json is missing\)"):
         evaluate(make_config(), str(tmp_path / "nothing"))
@@ -155,6 +273,10 @@ def test_a_diverging_run_stops_with_advice_and_keeps_its_last_checkpoint(tmp_pat
         ),
         ({"eval.metric": "cvr/auc"}, "names no task of the run"),
         ({"eval.metric": "ctr/acu"}, "did you mean 'auc'"),
+        ({"eval.metric": "mean/acu"}, "did you mean 'auc'"),
+        ({"eval.metric": "ctr/ndcg"}, "did you mean 'ndcg@K'"),
+        ({"eval.metric": "ctr/ndcg@5"}, r"first 5, but eval\.top_k = 0"),
+        ({"eval.metric": "meen/auc"}, "did you mean 'mean/auc'"),
         ({"data.tasks": ("cttr",)}, "data.tasks names 'cttr'.*did you mean 'ctr'"),
         ({"data.fields": ("userid",)}, "data.fields names 'userid'.*'user_id'"),
         ({"mesh.data": 3}, "but there are 8 devices"),

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import json
 import pathlib
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -136,6 +137,22 @@ class Plan:
         }
 
 
+class Rows(Protocol):
+    """The rows of every split in chunks, as often as asked for.
+
+    Attributes:
+        names: the splits, "train" among them.
+        rule: how the splits were made, in words, for the card.
+    """
+
+    names: tuple[str, ...]
+    rule: str
+
+    def chunks(self, *, only_train: bool = False) -> Iterator[tuple[str, pa.Table]]:
+        """Yields (split, rows); columns of the types that `Plan.kinds` asks for."""
+        ...
+
+
 class RawRows:
     """The raw rows of every split in chunks, as often as asked for."""
 
@@ -235,7 +252,7 @@ class TableRows:
 
 def convert(
     plan: Plan,
-    rows: RawRows | TableRows,
+    rows: Rows,
     out: pathlib.Path,
     *,
     progress: Progress,
@@ -366,7 +383,7 @@ def _check_id_types(plan: Plan, columns: dict[str, raw_files.Column]) -> None:
 
 def _count_ids(
     plan: Plan,
-    rows: RawRows | TableRows,
+    rows: Rows,
     encoders: dict[str, Vocabulary | Hashed],
     progress: Progress,
 ) -> None:

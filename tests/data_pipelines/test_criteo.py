@@ -1,0 +1,257 @@
+import gzip
+import json
+import math
+import pathlib
+
+from made_up import criteo as made_up
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipelines import criteo, raw_files
+from rankax.config.experiment import ExperimentConfig, ParquetConfig
+from rankax.data import card as cards
+from rankax.data import packing
+from rankax.data.card import DataError
+from rankax.data.schema import Schema
+from rankax.data.source import load_card, open_split
+from rankax.models import backbones  # noqa: F401
+from rankax.models.base import named_config
+from rankax.train import train
+
+KAGGLE, TERABYTE = "criteo_kaggle_16k.parquet", "criteo_terabyte_day0_10k.parquet"
+COLUMNS = (*made_up.NUMERIC, *made_up.CATEGORICAL)
+
+
+@pytest.fixture
+def raw(tmp_path) -> pathlib.Path:
+    """Both forms in one folder."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    made_up.write_parquet(folder)
+    made_up.write_published(folder)
+    return folder
+
+
+def arrays_of(folder: pathlib.Path, split: str) -> dict[str, np.ndarray]:
+    config = ParquetConfig(path=str(folder))
+    schema = Schema.select(load_card(config))
+    source = open_split(config, split, schema)
+    parts = [
+        packing.pack(source.read(group), schema, where=split)
+        for group in range(len(source.rows_per_group))
+    ]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def assert_same_datasets(one: pathlib.Path, other: pathlib.Path) -> None:
+    for split in ("train", "valid", "test"):
+        a, b = arrays_of(one, split), arrays_of(other, split)
+        assert a.keys() == b.keys() and a["ids"].size
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=f"{split} {key}")
+    names = [(s.name, s.values) for s in cards.load(one).slices]
+    assert names == [(s.name, s.values) for s in cards.load(other).slices]
+
+
+def num_rows(card: cards.Card) -> list[int]:
+    return [card.splits[name].num_rows for name in ("train", "valid", "test")]
+
+
+def test_both_forms_give_the_same_arrays(raw, tmp_path, capsys):
+    def main(name: str, file: str) -> pathlib.Path:
+        out = tmp_path / name
+        criteo.main([f"--raw={raw}", f"--out={out}", f"--file={file}"])
+        return out
+
+    parquet = main("a", TERABYTE)
+    assert "train: 480 rows, positive ctr 0." in capsys.readouterr().out
+    assert_same_datasets(parquet, main("b", "day_0"))
+    (raw / "day_0.gz").write_bytes(gzip.compress((raw / "day_0").read_bytes()))
+    assert_same_datasets(parquet, main("c", "day_0.gz"))
+
+
+@pytest.mark.parametrize("file", [TERABYTE, KAGGLE, "day_0"])
+def test_chunks_make_no_difference(raw, tmp_path, monkeypatch, file):
+    criteo.convert(raw, tmp_path / "a", file=file)
+    monkeypatch.setattr(raw_files, "PARQUET_ROWS", 101)
+    monkeypatch.setattr(raw_files, "CSV_BLOCK_BYTES", 9_000)
+    sizes = [chunk.num_rows for _, chunk in criteo.FileRows(raw / file).chunks()]
+    assert len(sizes) > 6 and max(sizes) <= 101
+    criteo.convert(raw, tmp_path / "b", file=file)
+    assert_same_datasets(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_split_column_is_kept_and_else_rows_are_cut_in_order(raw, tmp_path):
+    card = criteo.convert(raw, tmp_path / "a")
+    assert num_rows(card) == [400, 110, 90] and "by column split" in card.split_rule
+    assert "criteo_kaggle_16k.parquet" in card.origin
+    (raw / KAGGLE).unlink()
+    card = criteo.convert(raw, tmp_path / "b")  # train.txt, the same rows
+    assert num_rows(card) == [480, 60, 60]
+    assert "first 80 % train" in card.split_rule and "train.txt" in card.origin
+    labels = made_up.make_table(0)["label"].to_numpy()
+    for folder in ("a", "b"):
+        parts = [arrays_of(tmp_path / folder, s) for s in ("train", "valid", "test")]
+        found = np.concatenate([part["labels"][:, 0] for part in parts])
+        np.testing.assert_array_equal(found, labels)
+
+
+def derived_by_loop(row: dict) -> dict:
+    """The columns of one row, from their definitions."""
+    result = {"label": row["label"]}
+    for name in made_up.NUMERIC:
+        v = row[name]
+        result[name] = result[f"{name}_bucket"] = None
+        if v is not None:
+            result[name] = math.log(1 + v) if v >= 0 else -math.log(1 - v)
+            result[f"{name}_bucket"] = math.floor(math.log(v) ** 2) if v > 2 else v
+    result |= {name: row[name] for name in made_up.CATEGORICAL}
+    n = sum(row[name] is None for name in COLUMNS)
+    ranges = "0" if n == 0 else "1-4" if n < 5 else "5-9" if n < 10 else "10+"
+    return result | {"num_missing": ranges}
+
+
+def test_derived_columns_equal_a_plain_loop():
+    table = made_up.make_table(3)
+    odd = [-2, -1, 0, 1, 2, 3, 4, 65_535, 2**31 - 1, None]
+    counts = pa.array([*odd, *table["I2"].to_pylist()[len(odd) :]], pa.int32())
+    table = table.set_column(table.schema.get_field_index("I2"), "I2", counts)
+    (batch,) = table.combine_chunks().to_batches()
+    found = criteo.make_examples(batch).to_pylist()
+    expected = [derived_by_loop(row) for row in table.to_pylist()]
+
+    def numbers(rows: list[dict]) -> np.ndarray:
+        """Takes out the numeric columns; None becomes nan."""
+        return np.array([[row.pop(n) for n in made_up.NUMERIC] for row in rows], float)
+
+    np.testing.assert_allclose(numbers(found), numbers(expected), rtol=1e-12)
+    assert found == expected
+    ranges = {row["num_missing"] for row in expected}
+    assert ranges == {"0", "1-4", "5-9", "10+"}
+    assert [row["I2_bucket"] for row in found[:7]] == [-2, -1, 0, 1, 2, 1, 1]
+
+
+def test_hex_codes_of_a_sliced_batch_become_numbers():
+    codes = ["ffffffff", None, "0000000a", "68FD1E64", "00000000"]
+    array = pa.array(codes).cast(pa.binary(8)).slice(1)
+    found = criteo._from_hex(array, "C1").to_pylist()
+    assert found == [None, 10, 0x68FD1E64, 0]
+    with pytest.raises(DataError, match=r"'C1' holds b'0000000g', expected hex"):
+        criteo._from_hex(pa.array(["0000000g"]).cast(pa.binary(8)), "C1")
+
+
+def test_missing_values_are_counted_and_have_a_row_of_their_own(raw, tmp_path):
+    card = criteo.convert(raw, tmp_path / "out", min_count=1)
+    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    table = made_up.make_table(0).slice(0, 400)
+    found = record["missing_and_unknown"]["train"]
+    expected = {f"{n}: missing": table[n].null_count for n in COLUMNS}
+    expected |= {f"{n}_bucket: missing": table[n].null_count for n in made_up.NUMERIC}
+    assert found == {name: count for name, count in expected.items() if count}
+    schema = Schema.select(card)
+    place = [slot.column for slot in schema.slots].index("I12_bucket")
+    last_row = {t.name: t.num_rows for t in card.tables}["I12_bucket"] - 1
+    arrays = arrays_of(tmp_path / "out", "train")
+    is_missing = np.array(table["I12"].is_null())
+    np.testing.assert_array_equal(arrays["ids"][:, place] == last_row, is_missing)
+    numeric = [field.name for field in schema.numeric].index("I12")
+    assert not arrays["numeric"][is_missing, numeric].any()
+
+
+def test_rare_ids_are_unknown(raw, tmp_path):
+    card = criteo.convert(raw, tmp_path / "out", min_count=3)
+    ids = made_up.make_table(0)["C7"].slice(0, 400).to_pylist()
+    frequent = {i for i in ids if ids.count(i) >= 3}
+    tables = {table.name: table.num_rows for table in card.tables}
+    assert tables["C7"] == 1 + len(frequent) and len(frequent) > 10
+
+
+def test_the_card_has_52_fields_of_which_39_make_the_leaderboards_model(raw, tmp_path):
+    card = criteo.convert(raw, tmp_path / "out")
+    names = (*criteo.NUMERIC, *criteo.BUCKETS, *criteo.CATEGORICAL)
+    assert tuple(field.name for field in card.fields) == names and len(names) == 52
+    assert [entry.name for entry in card.slices] == ["num_missing", "C9"]
+    assert set(card.slices[0].values) == {"0", "1-4", "5-9", "10+"}
+    assert len(card.slices[1].values) == 3
+    config = ExperimentConfig()
+    config.data.source = ParquetConfig(path=str(tmp_path / "out"))
+    config.data.fields = (*criteo.BUCKETS, *criteo.CATEGORICAL)
+    config.data.lanes = 8
+    config.model.backbone = named_config("dnn", embedding_dim=4, hidden_dims=(8,))
+    config.train.batch_size, config.train.num_steps = 32, 3
+    config.observe.tensorboard = config.observe.report = False
+    metrics = train(config, str(tmp_path / "run"))["metrics"]
+    assert 0 < metrics["ctr/auc"] < 1
+
+
+def fails(raw: pathlib.Path, out: pathlib.Path, *flags: str) -> str:
+    with pytest.raises(SystemExit) as error:
+        criteo.main([f"--raw={raw}", f"--out={out}", *flags])
+    text = str(error.value)
+    assert text.startswith("error: ")
+    assert not out.exists() and not list(out.parent.glob(".out*"))
+    return text
+
+
+def test_a_missing_file_is_told_with_what_is_there(raw, tmp_path):
+    out = tmp_path / "out"
+    message = fails(raw, out, "--file=day_1")
+    assert "day_1 not there" in message and "'train.txt'" in message
+    (raw / KAGGLE).unlink()
+    (raw / "train.txt").unlink()
+    message = fails(raw, out)
+    assert f"{KAGGLE} and train.txt not there, found ['criteo_tera" in message
+    assert "not there, found []" in fails(tmp_path / "none", out)
+
+
+@pytest.mark.parametrize(
+    ("cell", "value", "message"),
+    [
+        (0, "2", "labels 0 or 1"),
+        (3, "1.5", "In CSV column #3"),
+        (20, "68fd1e6", "In CSV column #20"),
+        (20, "68fd1e6z", "'C7' holds b'68fd1e6z', expected hex codes of 8 digits"),
+        (20, "68fd1e64\t1", "Expected 40 columns, got 41"),
+    ],
+)
+def test_wrong_text_is_refused(raw, tmp_path, cell, value, message):
+    lines = (raw / "train.txt").read_text().splitlines(keepends=True)
+    cells = lines[300].split("\t")
+    lines[300] = "\t".join([*cells[:cell], value, *cells[cell + 1 :]])
+    (raw / "train.txt").write_text("".join(lines))
+    assert message in fails(raw, tmp_path / "out", "--file=train.txt")
+
+
+def test_wrong_parquet_is_refused(raw, tmp_path):
+    table, out = pq.read_table(raw / KAGGLE), tmp_path / "out"
+    pq.write_table(table.drop_columns(["C3", "I1"]), raw / KAGGLE)
+    assert "columns ['I1', 'C3'] are missing, found" in fails(raw, out)
+    place = table.schema.get_field_index("split")
+    names = pa.array(["dev", None, *table["split"].to_pylist()[2:]])
+    pq.write_table(table.set_column(place, "split", names), raw / KAGGLE)
+    assert "column 'split' holds ['dev', None], expected only" in fails(raw, out)
+    (raw / KAGGLE).write_text("no Parquet")
+    assert KAGGLE in fails(raw, out)
+
+
+def test_made_up_files_have_the_types_of_the_real_ones(real_data, raw):
+    for name in (KAGGLE, TERABYTE):
+        real = pq.read_schema(real_data / "criteo-samples" / name)
+        assert pq.read_schema(raw / name).equals(real, check_metadata=False), name
+
+
+def test_real_data_convert_from_both_forms(real_data, tmp_path):
+    raw = real_data / "criteo-samples"
+    card = criteo.convert(raw, tmp_path / "kaggle")
+    assert num_rows(card) == [10_000, 2_987, 3_044]
+    rates = [split.positive_rate["ctr"] for split in card.splits.values()]
+    assert rates == pytest.approx([0.218, 0.223, 0.211], abs=5e-4)
+    card = criteo.convert(raw, tmp_path / "a", file=TERABYTE)
+    assert num_rows(card) == [8_000, 1_000, 1_000]
+    rates = [split.positive_rate["ctr"] for split in card.splits.values()]
+    assert np.dot(rates, [0.8, 0.1, 0.1]) == pytest.approx(0.0265)
+    made_up.write_text(tmp_path / "day_0", pq.read_table(raw / TERABYTE))
+    criteo.convert(tmp_path, tmp_path / "b", file="day_0")
+    assert_same_datasets(tmp_path / "a", tmp_path / "b")

@@ -22,18 +22,15 @@ in this repository.
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions when it is imported.
 
-import argparse
 import pathlib
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
-from rich.progress import Progress
 
-from data_pipelines import conversion, raw_files
+from data_pipelines import command, conversion, raw_files
 from data_pipelines.histories import Past, past_events
 from rankax.data.card import (
     Card,
@@ -74,7 +71,7 @@ def convert(
     same_day: bool = False,
     seed: int = 0,
 ) -> Card:
-    """Writes the dataset folder, and prints what it holds.
+    """Writes the dataset folder.
 
     Args:
         raw: folder of the files, in either form.
@@ -158,16 +155,8 @@ def convert(
             ", and of its own day those that stand before it in the files (dev after "
             "train, test after dev), as in the published tables"
         )
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        card, found = conversion.convert(
-            plan,
-            conversion.TableRows(tables, plan, rule=rule),
-            out,
-            progress=progress,
-            overwrite=overwrite,
-        )
-    print(conversion.summary(card, found))
-    return card
+    rows = conversion.TableRows(tables, plan, rule=rule)
+    return conversion.convert(plan, rows, out, overwrite=overwrite)
 
 
 def _rows(
@@ -342,14 +331,7 @@ def _given(lists: pa.ChunkedArray, items: np.ndarray, path: pathlib.Path) -> np.
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.amazon",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--raw", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    parser = command.parser("amazon", __doc__)
     parser.add_argument(
         "--num_negatives",
         type=int,
@@ -367,22 +349,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the draws (default: %(default)s)"
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the dataset folder"
-    )
     flags = parser.parse_args(arguments)
-    try:
-        convert(
-            flags.raw,
-            flags.out,
-            overwrite=flags.overwrite,
-            num_negatives=flags.num_negatives,
-            same_day=flags.same_day,
-            seed=flags.seed,
-        )
-    except DataError as error:
-        sys.exit(f"error: {error}")
-    print(f"written to {flags.out}")
+    command.run(lambda: convert(**vars(flags)), flags.out)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,20 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from data_pipelines import raw_files, splits
 from data_pipelines.vocabulary import Hashed, SliceValues, Vocabulary, stable_ids
 from rankax.config.base import suggest
+from rankax.data import card as cards
 from rankax.data import packing
 from rankax.data.card import (
     Card,
@@ -38,6 +41,7 @@ from rankax.data.card import (
 from rankax.data.parquet import ROWS_PER_GROUP, DatasetWriter
 from rankax.data.schema import Schema
 
+RECORD_NAME = "conversion.json"
 SPECIAL_KINDS = {"weight": "number", "group": "id", "time": "time", "domain": "id"}
 
 
@@ -75,6 +79,10 @@ class Plan:
     slices: tuple[str, ...] = ()
     origin: str = ""
     licence: str = ""
+
+    def __post_init__(self) -> None:
+        if self.min_count < 1:
+            raise DataError(f"--min_count={self.min_count}: expected 1 or more")
 
     def id_columns(self) -> dict[str, tuple[str, str]]:
         """Returns raw column -> (its table, "id" or "list")."""
@@ -255,23 +263,25 @@ def convert(
     rows: Rows,
     out: pathlib.Path,
     *,
-    progress: Progress,
     overwrite: bool = False,
     rows_per_group: int = ROWS_PER_GROUP,
-) -> tuple[Card, dict[str, dict[str, int]]]:
-    """Writes the dataset folder.
+) -> Card:
+    """Writes the dataset folder, and shows its progress on a terminal.
 
-    Returns:
-        The card, and of each split what was missing or unknown: "<column>: missing",
-        "<column>: unknown" -> count, without zeros.
+    Besides the card, the vocabularies and the rows, the folder gets conversion.json:
+    of each split what was missing or unknown, "<column>: missing", "<column>: unknown"
+    -> count, without zeros.
 
     Raises:
         DataError: a value that the reader would refuse, or an empty split.
     """
     encoders = plan.encoders()
-    with DatasetWriter(
-        out, overwrite=overwrite, rows_per_group=rows_per_group
-    ) as writer:
+    with (
+        _progress() as progress,
+        DatasetWriter(
+            out, overwrite=overwrite, rows_per_group=rows_per_group
+        ) as writer,
+    ):
         _count_ids(plan, rows, encoders, progress)
         slices = {column: SliceValues(column) for column in plan.slices}
         schema = Schema.select(_card(plan, encoders, slices, {}, rows.rule))
@@ -314,25 +324,42 @@ def convert(
             if isinstance(encoder, Vocabulary):
                 path = writer.extra_file(f"vocabularies/{name}.parquet")
                 pq.write_table(encoder.to_table(), path)
-        record = writer.extra_file("conversion.json")
+        record = writer.extra_file(RECORD_NAME)
         record.write_text(json.dumps({"missing_and_unknown": found}, indent=1) + "\n")
         card = _card(plan, encoders, slices, done, rows.rule)
         writer.finish(card)
-    return card, found
+    return card
 
 
-def summary(card: Card, found: dict[str, dict[str, int]]) -> str:
-    """Returns what a conversion made, for people to read."""
+def summary(folder: pathlib.Path) -> str:
+    """Returns what a dataset folder holds, for people to read.
+
+    What was missing or unknown is told where `convert` made the folder.
+    """
+    card, record, found = cards.load(folder), folder / RECORD_NAME, {}
+    if record.is_file():
+        found = json.loads(record.read_text())["missing_and_unknown"]
     lines = []
     for name, split in card.splits.items():
         rates = [f"{label} {rate:.4f}" for label, rate in split.positive_rate.items()]
         lines.append(f"{name}: {split.num_rows:,} rows, positive {', '.join(rates)}")
-        lines += [f"  {what} {n:,}" for what, n in found[name].items()]
+        lines += [f"  {what} {n:,}" for what, n in found.get(name, {}).items()]
     lines.append("tables:")
     for table in card.tables:
-        kind = "hashed" if table.ids == "hash" else "vocabulary"
-        lines.append(f"  {table.name}: {table.num_rows:,} rows ({kind})")
+        hashed = " (hashed)" if table.ids == "hash" else ""
+        lines.append(f"  {table.name}: {table.num_rows:,} rows{hashed}")
     return "\n".join(lines)
+
+
+def _progress() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}: {task.completed:,.0f} rows"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
 
 
 def _card(

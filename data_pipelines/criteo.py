@@ -18,20 +18,16 @@ of it is in this repository.
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions when it is imported.
 
-import argparse
 from collections.abc import Iterator
-import json
 import pathlib
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
-from rich.progress import Progress
 
-from data_pipelines import conversion, raw_files
+from data_pipelines import command, conversion, raw_files
 from data_pipelines.splits import SPLITS
 from rankax.data.card import Card, CategoricalField, DataError, NumericField
 
@@ -85,16 +81,8 @@ def convert(
         DataError: the file is missing or is not what this module knows.
     """
     path = _find(raw, file)
-    rows = FileRows(path)
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        card, _ = conversion.convert(
-            make_plan(path, min_count=min_count),
-            rows,
-            out,
-            progress=progress,
-            overwrite=overwrite,
-        )
-    return card
+    plan = make_plan(path, min_count=min_count)
+    return conversion.convert(plan, FileRows(path), out, overwrite=overwrite)
 
 
 class FileRows:
@@ -243,36 +231,11 @@ def _find(raw: pathlib.Path, name: str) -> pathlib.Path:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.criteo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--raw", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--overwrite", action="store_true")
+    parser = command.parser("criteo", __doc__)
     parser.add_argument("--file", default="", metavar="NAME", help="file in --raw")
-    parser.add_argument(
-        "--min_count",
-        type=int,
-        default=2,
-        metavar="N",
-        help="ids that training has less often are unknown ids (default: %(default)s)",
-    )
+    command.add_min_count(parser, default=2)
     flags = parser.parse_args(arguments)
-    try:
-        card = convert(
-            flags.raw,
-            flags.out,
-            overwrite=flags.overwrite,
-            file=flags.file,
-            min_count=flags.min_count,
-        )
-    except DataError as error:
-        sys.exit(f"error: {error}")
-    record = json.loads((flags.out / "conversion.json").read_text())
-    print(conversion.summary(card, record["missing_and_unknown"]))
-    print(f"written to {flags.out}")
+    command.run(lambda: convert(**vars(flags)), flags.out)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,15 @@ one table per field, so each field's offset is subtracted. Licence of the data:
 research, non-commercial, no redistribution; nothing of it is in this repository.
 """
 
-import argparse
 import dataclasses
 import pathlib
-import sys
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rankax.data import card as cards
-from rankax.data.card import Card, CategoricalField, DataError, Label, Table
+from data_pipelines import command, raw_files
+from rankax.data.card import Card, CategoricalField, DataError, Label, Split, Table
 from rankax.data.parquet import DatasetWriter
 
 # Field -> number of its ids; a field's ids follow those of the field before it.
@@ -35,6 +32,12 @@ FIELDS = {
     "country": 80,
     "city": 233,
 }
+SCHEMA = pa.schema(
+    [
+        pa.field("label", pa.int8(), nullable=False),
+        *(pa.field(name, pa.int32(), nullable=False) for name in FIELDS),
+    ]
+)
 
 
 class RawSplit(NamedTuple):
@@ -71,9 +74,7 @@ CARD = Card(
 )
 
 
-def convert(
-    raw: pathlib.Path, out: pathlib.Path, *, overwrite: bool = False
-) -> dict[str, cards.Split]:
+def convert(raw: pathlib.Path, out: pathlib.Path, *, overwrite: bool = False) -> Card:
     """Writes the dataset folder.
 
     Args:
@@ -81,37 +82,20 @@ def convert(
         out: dataset folder to make.
         overwrite: replace a dataset folder that is there.
 
-    Returns:
-        Rows and positive rate of each split.
-
     Raises:
         DataError: a file is missing or is not the data that this module knows.
     """
     splits = {}
     with DatasetWriter(out, overwrite=overwrite) as writer:
         for split, expected in SPLITS.items():
-            table = _read(raw / expected.file)
+            table = raw_files.read_whole(raw / expected.file, SCHEMA)
             rate = float(np.mean(table["label"]))
             _check(raw / expected.file, table.num_rows, rate, expected)
             writer.write(split, _subtract_offsets(table, raw / expected.file))
-            splits[split] = cards.Split(
-                num_rows=table.num_rows, positive_rate={"ctr": rate}
-            )
-        writer.finish(dataclasses.replace(CARD, splits=splits))
-    return splits
-
-
-def _read(path: pathlib.Path) -> pa.Table:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; --raw must be the folder that holds it")
-    table = pq.read_table(path)
-    expected = ["label", *FIELDS]
-    missing = [name for name in expected if name not in table.column_names]
-    if missing:
-        raise DataError(
-            f"{path}: columns {missing} are missing, found {table.column_names}"
-        )
-    return table.select(expected)
+            splits[split] = Split(num_rows=table.num_rows, positive_rate={"ctr": rate})
+        card = dataclasses.replace(CARD, splits=splits)
+        writer.finish(card)
+    return card
 
 
 def _check(
@@ -129,10 +113,10 @@ def _check(
 
 def _subtract_offsets(table: pa.Table, path: pathlib.Path) -> pa.Table:
     """Numbers the ids of each field from 0."""
-    columns = {"label": table["label"].cast(pa.int8())}
+    columns = {"label": table["label"]}
     offset = 0
     for name, num_ids in FIELDS.items():
-        ids = table[name].to_numpy().astype(np.int32) - offset
+        ids = table[name].to_numpy() - offset
         if ids.min() < 0 or ids.max() >= num_ids:
             raise DataError(
                 f"{path}: ids of {name!r} go from {ids.min() + offset} to "
@@ -145,23 +129,8 @@ def _subtract_offsets(table: pa.Table, path: pathlib.Path) -> pa.Table:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.frappe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--raw", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--overwrite", action="store_true")
-    flags = parser.parse_args(arguments)
-    try:
-        splits = convert(flags.raw, flags.out, overwrite=flags.overwrite)
-    except DataError as error:
-        sys.exit(f"error: {error}")
-    for name, split in splits.items():
-        rate = split.positive_rate["ctr"]
-        print(f"{name:6} {split.num_rows:9,} rows, positive rate {rate:.4f}")
-    print(f"written to {flags.out}")
+    flags = command.parser("frappe", __doc__).parse_args(arguments)
+    command.run(lambda: convert(**vars(flags)), flags.out)
 
 
 if __name__ == "__main__":

@@ -22,19 +22,16 @@ about 3 GB. Licence of the data: CC BY-SA 4.0.
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions when it is imported.
 
-import argparse
+import functools
 import pathlib
-import sys
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
-from rich.progress import Progress
 
-from data_pipelines import conversion, raw_files
+from data_pipelines import command, conversion, own_features, raw_files
 from data_pipelines.histories import past_events
 from rankax.data.card import (
     Card,
@@ -52,7 +49,6 @@ SPLITS = {  # first and last date
 }
 FIRST_DATE, LAST_DATE = SPLITS["train"][0], SPLITS["test"][1]
 MAX_TAGS = 3  # no video has more
-MAX_HISTORY = 50  # as long as the lists of user_history_to_0424
 BEIJING_MS = 8 * 3600 * 1000
 
 
@@ -61,14 +57,16 @@ class History(NamedTuple):
 
     listed: str  # list column of user_history_to_0424
     flag: str  # column of the log that is 1 for such events; "" = all are
+    max_length: int
 
 
 HISTORIES = {
-    "watched": History("watch_seq", ""),
-    "liked": History("like_seq", "is_like"),
-    "long_viewed": History("long_watch_seq", "long_view"),
+    "watched": History("watch_seq", "", 30),
+    "liked": History("like_seq", "is_like", 10),
+    "long_viewed": History("long_watch_seq", "long_view", 30),
 }
-EVENT_TABLES = ("video", "author", "main_tag")  # what is known of an event
+# What is known of an event; nearly every video has an author of its own.
+EVENT_TABLES = ("video", "main_tag")
 USER_TEXTS = (
     "user_active_degree",
     "follow_user_num_range",
@@ -82,7 +80,10 @@ USER_CODES = (
     *(f"onehot_feat{i}" for i in range(18)),
 )
 FIELDS: tuple[Field, ...] = (
-    *(CategoricalField(name=name, table=name) for name in ("user", *EVENT_TABLES)),
+    *(
+        CategoricalField(name=name, table=name)
+        for name in ("user", "video", "author", "main_tag")
+    ),
     CategoricalField(name="tags", table="main_tag", max_length=MAX_TAGS),
     *(
         CategoricalField(name=name, table=name)
@@ -100,15 +101,11 @@ FIELDS: tuple[Field, ...] = (
                 SequenceColumn(name=table, table=table, column=f"{name}_{table}")
                 for table in EVENT_TABLES
             ),
-            max_length=MAX_HISTORY,
+            max_length=history.max_length,
         )
-        for name in HISTORIES
+        for name, history in HISTORIES.items()
     ),
 )
-
-# How the columns of the statistics file are called, all but video_id.
-COUNTER_ENDS = ("_cnt", "_user_num")
-COUNTERS = ("counts", "play_duration", "play_progress", "comment_stay_duration")
 
 
 class Form(NamedTuple):
@@ -167,7 +164,7 @@ def convert(
     video_features: pathlib.Path | None = None,
     min_count: int = 1,
 ) -> Card:
-    """Writes the dataset folder, and prints what it holds.
+    """Writes the dataset folder.
 
     Args:
         raw: folder of the files, in either form.
@@ -182,7 +179,7 @@ def convert(
             holds counters of the whole collection period.
     """
     folder, form = _find(raw)
-    extra = _own_features(video_features) if video_features else None
+    extra = own_features.read(video_features) if video_features else None
     logs = [_read(folder / name, LOG) for name in form.logs]
     log = pa.concat_tables(logs).combine_chunks()
     users = _read(folder / form.users, USERS)
@@ -238,16 +235,8 @@ def convert(
         f"{split} {first} .. {last}" for split, (first, last) in SPLITS.items()
     )
     rule += "; histories: events strictly before the row's time_ms"
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        card, found = conversion.convert(
-            plan,
-            conversion.TableRows(splits, plan, rule=rule),
-            out,
-            progress=progress,
-            overwrite=overwrite,
-        )
-    print(conversion.summary(card, found))
-    return card
+    source = conversion.TableRows(splits, plan, rule=rule)
+    return conversion.convert(plan, source, out, overwrite=overwrite)
 
 
 def _find(raw: pathlib.Path) -> tuple[pathlib.Path, Form]:
@@ -264,28 +253,18 @@ def _find(raw: pathlib.Path) -> tuple[pathlib.Path, Form]:
 
 
 def _read(path: pathlib.Path, schema: pa.Schema) -> pa.Table:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; --raw must be the folder that holds it")
-    try:
-        if path.suffix == ".parquet":
-            table = pq.read_table(path)
-        else:
-            # Where an integer can be missing, all stand there as 9.0.
-            types = {
-                field.name: field.type if field.type == pa.string() else pa.float64()
-                for field in schema
-            }
-            convert = pyarrow.csv.ConvertOptions(
-                column_types=types,
-                include_columns=schema.names,
-                strings_can_be_null=True,
-            )
-            table = pyarrow.csv.read_csv(path, convert_options=convert)
-        table = table.select(schema.names).cast(schema).combine_chunks()
-        return pa.table(dict(zip(schema.names, table.columns, strict=True)))
-    except (pa.ArrowException, ValueError, KeyError, OSError) as error:
-        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        raise DataError(f"{path}: {error}; expected columns {columns}") from error
+    if path.suffix == ".parquet":
+        return raw_files.read_whole(path, schema)
+    # Where an integer can be missing, all stand there as 9.0.
+    types = {
+        field.name: field.type if field.type == pa.string() else pa.float64()
+        for field in schema
+    }
+    options = pyarrow.csv.ConvertOptions(
+        column_types=types, include_columns=schema.names, strings_can_be_null=True
+    )
+    reader = functools.partial(pyarrow.csv.read_csv, convert_options=options)
+    return raw_files.read_whole(path, schema, reader)
 
 
 def _columns_of(
@@ -362,7 +341,7 @@ def _history_columns(
 ) -> dict:
     """Makes the sequences, and the slice by how many impressions came before."""
     columns = {}
-    for name, (listed, flag) in HISTORIES.items():
+    for name, (listed, flag, max_length) in HISTORIES.items():
         events = log.filter(pc.equal(log[flag], 1)) if flag else log
         events = events.select(["user_id", "video_id", "time_ms"])
         if history is not None:
@@ -372,9 +351,9 @@ def _history_columns(
             time=rows["time_ms"].to_numpy(),
             event_user=events["user_id"].to_numpy(),
             event_time=events["time_ms"].to_numpy(),
-            max_length=MAX_HISTORY,
+            max_length=max_length,
         )
-        of_event = _columns_of(videos, events["video_id"], ["author", "main_tag"])
+        of_event = _columns_of(videos, events["video_id"], ["main_tag"])
         of_event["video"] = events["video_id"]
         for table in EVENT_TABLES:
             values = of_event[table].combine_chunks()
@@ -398,73 +377,18 @@ def _listed_events(history: pa.Table, column: str) -> pa.Table:
     )
 
 
-def _own_features(path: pathlib.Path) -> pa.Table:
-    """Reads a user's own features of videos; refuses what tells the labels."""
-    try:
-        if path.suffix == ".parquet":
-            table = pq.read_table(path)
-        else:
-            table = pyarrow.csv.read_csv(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"--video_features={path}: {error}") from error
-    counters = [
-        name
-        for name in table.column_names
-        if name.endswith(COUNTER_ENDS) or name in COUNTERS
-    ]
-    if counters:
-        raise DataError(
-            f"--video_features={path}: {counters[0]} ({len(counters)} such columns) is "
-            "called as a counter of the statistics file; these are averages over the "
-            "whole collection period, the test days included, so they tell the labels; "
-            "leave them out, or count on days before the row's and call it otherwise"
-        )
-    where = f"--video_features={path}"
-    types = {
-        name: raw_files.column_of(table.schema, name, "id", where=where).type
-        for name in dict.fromkeys(["video_id", *table.column_names])
-    }
-    return table.select(list(types)).cast(pa.schema(types)).combine_chunks()
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.kuairand",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--raw", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    parser = command.parser("kuairand", __doc__)
     parser.add_argument(
         "--video_features",
         type=pathlib.Path,
         metavar="FILE",
         help="CSV or Parquet: video_id and columns of ids or texts, each a field",
     )
-    parser.add_argument(
-        "--min_count",
-        type=int,
-        default=1,
-        metavar="N",
-        help="ids that training has less often are unknown ids (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the dataset folder"
-    )
+    command.add_min_count(parser, default=1)
     flags = parser.parse_args(arguments)
-    try:
-        convert(
-            flags.raw,
-            flags.out,
-            overwrite=flags.overwrite,
-            video_features=flags.video_features,
-            min_count=flags.min_count,
-        )
-    except DataError as error:
-        sys.exit(f"error: {error}")
-    print(f"written to {flags.out}")
+    command.run(lambda: convert(**vars(flags)), flags.out)
 
 
 if __name__ == "__main__":

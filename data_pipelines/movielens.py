@@ -12,20 +12,15 @@ Licence of the data: research, no redistribution; nothing of it is in this repos
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions when it is imported.
 
-import argparse
-from collections.abc import Callable
-import json
+import functools
 import pathlib
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
-from rich.progress import Progress
 
-from data_pipelines import conversion, histories
+from data_pipelines import command, conversion, histories, raw_files
 from data_pipelines.splits import SPLITS
 from rankax.data.card import (
     Card,
@@ -159,15 +154,8 @@ def convert(raw: pathlib.Path, out: pathlib.Path, *, overwrite: bool = False) ->
     except pa.ArrowException as error:
         raise DataError(f"{raw}: {error}") from error
     tables = {name: examples.filter(pa.array(split == name)) for name in SPLITS}
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        card, _ = conversion.convert(
-            PLAN,
-            conversion.TableRows(tables, PLAN, rule=rule),
-            out,
-            progress=progress,
-            overwrite=overwrite,
-        )
-    return card
+    rows = conversion.TableRows(tables, PLAN, rule=rule)
+    return conversion.convert(PLAN, rows, out, overwrite=overwrite)
 
 
 def time_split(seconds: np.ndarray) -> np.ndarray:
@@ -248,14 +236,7 @@ def _ranges(values: pa.Array | pa.ChunkedArray, names: dict[int, str]) -> pa.Arr
 
 def _read_parquet(raw: pathlib.Path) -> tuple[pa.Table, pa.Table, pa.Table]:
     def read(name: str, types: dict[str, pa.DataType]) -> pa.Table:
-        table = _read(raw / name, pq.read_table)
-        missing = [column for column in types if column not in table.column_names]
-        if missing:
-            raise DataError(
-                f"{raw / name}: columns {missing} are missing, found "
-                f"{table.column_names}"
-            )
-        return table.select(list(types)).cast(pa.schema(types.items()))
+        return raw_files.read_whole(raw / name, pa.schema(types))
 
     return (
         read("ratings.parquet", {**RATINGS, "split_time": pa.string()}),
@@ -266,18 +247,19 @@ def _read_parquet(raw: pathlib.Path) -> tuple[pa.Table, pa.Table, pa.Table]:
 
 def _read_text(raw: pathlib.Path) -> tuple[pa.Table, pa.Table, pa.Table]:
     def read(name: str, types: dict[str, pa.DataType], separator: str) -> pa.Table:
-        options = {
-            "read_options": pyarrow.csv.ReadOptions(
+        reader = functools.partial(
+            pyarrow.csv.read_csv,
+            read_options=pyarrow.csv.ReadOptions(
                 column_names=list(types), encoding="latin-1"
             ),
-            "parse_options": pyarrow.csv.ParseOptions(
+            parse_options=pyarrow.csv.ParseOptions(
                 delimiter=separator, quote_char=False
             ),
-            "convert_options": pyarrow.csv.ConvertOptions(
+            convert_options=pyarrow.csv.ConvertOptions(
                 column_types=types, null_values=[""], strings_can_be_null=True
             ),
-        }
-        return _read(raw / name, pyarrow.csv.read_csv, **options)
+        )
+        return raw_files.read_whole(raw / name, pa.schema(types), reader)
 
     ratings = read("u.data", {**RATINGS, "timestamp": pa.int64()}, "\t")
     texts = ("title", "release_date", "video_release_date", "url")
@@ -292,19 +274,10 @@ def _read_text(raw: pathlib.Path) -> tuple[pa.Table, pa.Table, pa.Table]:
         pa.array(np.concatenate([[0], ends]), pa.int32()), pa.array(GENRES).take(genre)
     )
     return (
-        ratings.cast(pa.schema(RATINGS.items())),
+        ratings.cast(pa.schema(RATINGS)),
         read("u.user", USERS, "|"),
         items.select(["item_id", "release_date"]).append_column("genres", genres),
     )
-
-
-def _read(path: pathlib.Path, reader: Callable[..., pa.Table], **options) -> pa.Table:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; --raw must be the folder that holds it")
-    try:
-        return reader(path, **options)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _check(ratings: pa.Table, split: np.ndarray, raw: pathlib.Path) -> None:
@@ -326,22 +299,8 @@ def _check(ratings: pa.Table, split: np.ndarray, raw: pathlib.Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.movielens",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--raw", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--overwrite", action="store_true")
-    flags = parser.parse_args(arguments)
-    try:
-        card = convert(flags.raw, flags.out, overwrite=flags.overwrite)
-    except DataError as error:
-        sys.exit(f"error: {error}")
-    record = json.loads((flags.out / "conversion.json").read_text())
-    print(conversion.summary(card, record["missing_and_unknown"]))
-    print(f"written to {flags.out}")
+    flags = command.parser("movielens", __doc__).parse_args(arguments)
+    command.run(lambda: convert(**vars(flags)), flags.out)
 
 
 if __name__ == "__main__":

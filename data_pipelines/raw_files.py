@@ -1,4 +1,4 @@
-"""Raw tables by chunks: CSV, TSV or Parquet, one file or a folder of them.
+"""Raw tables: by chunks, of CSV, TSV or Parquet, one file or a folder; or whole.
 
 CSV knows no types, so they are inferred from the first block of the first file (the
 training data) and then demanded of every block of every file: a column never changes
@@ -8,7 +8,7 @@ its type on the way.
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions when it is imported.
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import NamedTuple
@@ -153,6 +153,31 @@ def chunks(
             f"{file}: {error}; types are those of the first rows of the training data, "
             "correct the file or pass --text=COLUMN to read the ids of a column as text"
         ) from error
+
+
+def read_whole(
+    path: pathlib.Path,
+    schema: pa.Schema,
+    reader: Callable[[pathlib.Path], pa.Table] = pq.read_table,
+) -> pa.Table:
+    """Reads the columns of a schema from a file of --raw that is known by its name.
+
+    Raises:
+        DataError: no such file, or its columns are not those of the schema.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is missing; --raw must be the folder that holds it")
+    try:
+        table = reader(path)
+        if missing := [n for n in schema.names if n not in table.column_names]:
+            found = table.column_names
+            raise ValueError(f"columns {missing} are missing, found {found}")
+        table = table.select(schema.names).cast(schema).combine_chunks()
+        # Without "not null", which would keep tables from being put together.
+        return pa.table(dict(zip(schema.names, table.columns, strict=True)))
+    except (pa.ArrowException, ValueError, KeyError, OSError) as error:
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise DataError(f"{path}: {error}; expected columns {columns}") from error
 
 
 def ragged(lists: pa.Array) -> tuple[pa.Array, pa.Array]:

@@ -26,12 +26,10 @@ with another one.
 import argparse
 import pathlib
 import re
-import sys
 
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-from data_pipelines import conversion, raw_files, splits
+from data_pipelines import command, conversion, raw_files, splits
 from rankax.data.card import (
+    Card,
     CategoricalField,
     DataError,
     Field,
@@ -45,31 +43,27 @@ from rankax.data.parquet import ROWS_PER_GROUP
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
     flags = _parser().parse_args(arguments)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}: {task.completed:,.0f} rows"),
-        TimeElapsedColumn(),
+    command.run(lambda: convert(flags), flags.out)
+
+
+def convert(flags: argparse.Namespace) -> Card:
+    """Writes the dataset folder that the flags describe.
+
+    Raises:
+        DataError: flags or files that cannot be used.
+    """
+    plan = make_plan(flags)
+    rule = splits.SplitRule.parse(flags.split) if flags.split else None
+    form = raw_files.Format(
+        text=flags.text, missing=flags.missing, separator=flags.separator
     )
-    try:
-        plan = make_plan(flags)
-        rule = splits.SplitRule.parse(flags.split) if flags.split else None
-        form = raw_files.Format(
-            text=flags.text, missing=flags.missing, separator=flags.separator
-        )
-        rows = conversion.RawRows(_files(flags), plan, form=form, rule=rule)
-        with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
-            card, found = conversion.convert(
-                plan,
-                rows,
-                flags.out,
-                progress=bar,
-                overwrite=flags.overwrite,
-                rows_per_group=flags.rows_per_group,
-            )
-    except DataError as error:
-        sys.exit(f"error: {error}")
-    print(conversion.summary(card, found))
-    print(f"written to {flags.out}")
+    return conversion.convert(
+        plan,
+        conversion.RawRows(_files(flags), plan, form=form, rule=rule),
+        flags.out,
+        overwrite=flags.overwrite,
+        rows_per_group=flags.rows_per_group,
+    )
 
 
 def make_plan(flags: argparse.Namespace) -> conversion.Plan:
@@ -113,7 +107,7 @@ def make_plan(flags: argparse.Namespace) -> conversion.Plan:
             if getattr(flags, name)
         },
         hashed=hashed,
-        min_count=_count(flags.min_count, "--min_count"),
+        min_count=flags.min_count,
         slices=tuple(flags.slice),
         origin=flags.origin,
         licence=flags.licence,
@@ -185,12 +179,7 @@ class _Names(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.tabular",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.parser("tabular", __doc__, has_raw=False)
 
     def names(group, flag: str, metavar: str, text: str) -> None:
         group.add_argument(flag, action=_Names, default=[], metavar=metavar, help=text)
@@ -231,12 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         help="past events, oldest first: list columns of equal lengths",
     )
     names(fields, "--hash", "TABLE:ROWS,...", "tables to hash instead of numbering")
-    fields.add_argument(
-        "--min_count",
-        default="1",
-        metavar="N",
-        help="ids that training has less often are unknown ids (default: %(default)s)",
-    )
+    command.add_min_count(fields, default=1)
     names(fields, "--share", "COLUMN=TABLE,...", "the table of a column's ids")
 
     others = parser.add_argument_group("labels and the rest")
@@ -254,8 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     names(others, "--slice", "COLUMN,...", "report metrics by the column's values too")
 
     result = parser.add_argument_group("result")
-    result.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
-    result.add_argument("--name", default="", help="default: the name of DIR")
+    result.add_argument("--name", default="", help="default: the name of --out")
     result.add_argument("--origin", default="", help="where the data come from")
     result.add_argument("--licence", default="", help="of the data")
     result.add_argument(
@@ -264,9 +247,6 @@ def _parser() -> argparse.ArgumentParser:
         default=ROWS_PER_GROUP,
         metavar="N",
         help="rows of a Parquet row group, the unit of reading (default: %(default)s)",
-    )
-    result.add_argument(
-        "--overwrite", action="store_true", help="replace the dataset folder DIR"
     )
     return parser
 

@@ -64,7 +64,10 @@ def test_fields_have_5382_ids_in_ten_tables():
 def test_ids_lose_their_offsets(raw, tmp_path, capsys):
     out = tmp_path / "out"
     frappe.main([f"--raw={raw}", f"--out={out}"])
-    assert "train        300 rows, positive rate 0.2500" in capsys.readouterr().out
+    assert (
+        "train: 300 rows, positive ctr 0.2500\nvalid: 60 rows"
+        in capsys.readouterr().out
+    )
     table = pq.read_table(raw / "valid.parquet")
     arrays = read_all(out, "valid")
     offset = 0
@@ -113,8 +116,8 @@ def test_existing_folder_is_replaced_only_when_asked(raw, tmp_path):
 
 
 def test_real_files_convert(real_data, tmp_path):
-    splits = frappe.convert(real_data / "frappe_x1", tmp_path / "out")
-    assert {name: split.num_rows for name, split in splits.items()} == {
+    card = frappe.convert(real_data / "frappe_x1", tmp_path / "out")
+    assert {name: split.num_rows for name, split in card.splits.items()} == {
         "train": 202_027,
         "valid": 57_722,
         "test": 28_860,

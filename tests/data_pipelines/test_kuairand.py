@@ -28,6 +28,11 @@ FILES = (
     "user_history_to_0424",
 )
 UNKNOWN = "unknown"
+HISTORIES = (  # sequence, its list, its flag in the log, how many events are kept
+    ("watched", "watch_seq", None, 30),
+    ("liked", "like_seq", "is_like", 10),
+    ("long_viewed", "long_watch_seq", "long_view", 30),
+)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +151,7 @@ def expected_row(row: dict, users: dict, videos: dict) -> dict:
 
 
 def expected_histories(row: dict, log: list[dict], videos: dict) -> dict:
-    """Latest 50 of what the user did before the row, by looking at the whole log."""
+    """The latest of what the user did before the row, by looking at the whole log."""
     past = [
         event
         for event in log
@@ -154,14 +159,9 @@ def expected_histories(row: dict, log: list[dict], videos: dict) -> dict:
     ]
     past.sort(key=lambda event: event["time_ms"])
     columns = {}
-    for name, flag in (
-        ("watched", None),
-        ("liked", "is_like"),
-        ("long_viewed", "long_view"),
-    ):
-        kept = [e["video_id"] for e in past if flag is None or e[flag]][-50:]
+    for name, _, flag, length in HISTORIES:
+        kept = [e["video_id"] for e in past if flag is None or e[flag]][-length:]
         columns[f"{name}_video"] = kept
-        columns[f"{name}_author"] = [number(videos[v]["author_id"]) for v in kept]
         columns[f"{name}_main_tag"] = [
             number(videos[v]["tag"].split(",")[0]) for v in kept
         ]
@@ -178,7 +178,7 @@ def test_every_row_is_what_a_loop_over_the_published_files_makes_of_it(raw, conv
     log, users, videos = read_published(raw / "published")
     rows = [row for row in log if row["date"] >= 20220425]
     trained = {r["video_id"] for r in rows if split_of(r["date"]) == "train"}
-    lengths, slices = [], set()
+    lengths, slices = {name: set() for name, *_ in HISTORIES}, set()
     tables = id_tables(cards.load(converted))
     ids = {name: set(known_ids(converted, name)) for name in tables.values()}
 
@@ -196,7 +196,8 @@ def test_every_row_is_what_a_loop_over_the_published_files_makes_of_it(raw, conv
         for row, got in zip(expected, found, strict=True):
             want = expected_row(row, users, videos)
             want |= expected_histories(row, log, videos)
-            lengths.append(len(want["watched_video"]))
+            for name, found_lengths in lengths.items():
+                found_lengths.add(len(want[f"{name}_video"]))
             slices.add(want["history slice"])
             is_new = row["video_id"] not in trained
             want["is_new_video slice"] = "yes" if is_new else "no"
@@ -206,7 +207,8 @@ def test_every_row_is_what_a_loop_over_the_published_files_makes_of_it(raw, conv
             assert got["_group"] == row["user_id"]
             labels = [got[name] for name in ("click", "like", "long_view")]
             assert labels == [row[n] for n in ("is_click", "is_like", "long_view")]
-    assert min(lengths) == 0 and max(lengths) == 50
+    for name, _, _, length in HISTORIES:
+        assert min(lengths[name]) == 0 and max(lengths[name]) == length
     assert slices == {"0", "1-9", "10-49", "50+"}
     assert "yes" in {row["is_new_video slice"] for row in found}  # of test
 
@@ -235,7 +237,8 @@ def test_impressions_of_the_same_time_are_in_no_history_of_each_other(raw, conve
 
 
 def test_rare_ids_are_unknown_when_asked(raw, converted, tmp_path):
-    kuairand.convert(raw / "parquet", tmp_path / "out", min_count=200)
+    flags = [f"--raw={raw / 'parquet'}", f"--out={tmp_path / 'out'}"]
+    kuairand.main([*flags, "--min_count=200"])
     assert len(known_ids(tmp_path / "out", "author")) < len(
         known_ids(converted, "author")
     )
@@ -433,13 +436,9 @@ def test_histories_of_real_rows_are_those_of_a_loop(real_data, real_out):
                 before = None
             past = [e for e in by_user[row["user_id"]] if e["time_ms"] < row["time_ms"]]
             past.sort(key=lambda event: event["time_ms"])
-            for name, column, flag in (
-                ("watched", "watch_seq", None),
-                ("liked", "like_seq", "is_like"),
-                ("long_viewed", "long_watch_seq", "long_view"),
-            ):
+            for name, column, flag, length in HISTORIES:
                 videos = [e["video_id"] for e in past if flag is None or e[flag]]
-                videos = [*(before[column] if before else []), *videos][-50:]
+                videos = [*(before[column] if before else []), *videos][-length:]
                 expected = [v if v in ids else UNKNOWN for v in videos]
                 assert got[f"{name}_video"] == expected
 

@@ -244,7 +244,7 @@ def test_wrong_parquet_files_are_refused(raw, tmp_path):
     pq.write_table(users.drop_columns(["age"]), raw / "users.parquet")
     assert "users.parquet: columns ['age'] are missing, found" in fails(raw, out)
     (raw / "users.parquet").write_text("no Parquet")
-    assert "users.parquet cannot be read" in fails(raw, out)
+    assert "users.parquet: Could not open Parquet" in fails(raw, out)
     (raw / "users.parquet").unlink()
     assert "users.parquet is missing; --raw must be" in fails(raw, out)
     assert "neither ratings.parquet nor u.data" in fails(tmp_path / "none", out)
@@ -253,11 +253,11 @@ def test_wrong_parquet_files_are_refused(raw, tmp_path):
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
-        ("u.data", "1\t2\t3\n", "u.data cannot be read: CSV parse error: Expected 4"),
-        ("u.data", "1\tx\t3\t4\n", "u.data cannot be read: In CSV column #1"),
+        ("u.data", "1\t2\t3\n", "u.data: CSV parse error: Expected 4"),
+        ("u.data", "1\tx\t3\t4\n", "u.data: In CSV column #1"),
         ("u.item", "1|a|||" + "|1" * 18 + "|2\n", "columns must all be 0 or 1"),
         ("u.item", "1|a|||" + "|1" * 18 + "|\n", "columns must all be 0 or 1"),
-        ("u.user", "1|x|M|other|00000\n", "u.user cannot be read"),
+        ("u.user", "1|x|M|other|00000\n", "u.user: In CSV column #1"),
     ],
 )
 def test_wrong_text_files_are_refused(raw_text, tmp_path, name, line, message):

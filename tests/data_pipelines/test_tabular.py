@@ -148,7 +148,7 @@ def test_csv_becomes_the_packed_arrays_one_would_write_by_hand(folder, capsys):
     assert types.field("click").type == pa.int8()
     printed = capsys.readouterr().out
     assert "valid: 2 rows, positive click 0.5000, like 0.5000" in printed
-    assert "  user: unknown 1" in printed and "item: 5 rows (vocabulary" in printed
+    assert "  user: unknown 1" in printed and "  item: 5 rows\n" in printed
 
 
 def test_missing_and_unknown_values_are_counted_per_split(folder):
@@ -392,6 +392,7 @@ def test_split_rules_that_cannot_be_used(folder, rule, message):
         ("--label=like=rating>4", "expected COLUMN, NAME=COLUMN or NAME=COLUMN>="),
         ("--label=like=rating>=four", "'four' is not a number"),
         ("--numeric=click", "label 'click' is also a field"),
+        ("--min_count=0", "--min_count=0: expected 1 or more"),
         ("--hash=itm:5", "--hash=itm: no field uses this table; did you mean 'item'?"),
         ("--share=price=item", "--share=price=...: no categorical, list or sequence"),
         ("--text=price", "--text=price: no column of ids has this name"),

@@ -1,0 +1,36 @@
+"""The part after the colon of --config=experiments/FILE.py:MODEL-HISTORY."""
+
+from rankax.config.base import ConfigError, suggest
+from rankax.config.experiment import ExperimentConfig, MeanPoolingConfig
+from rankax.models import backbones  # noqa: F401  registers the names
+from rankax.models.base import named_config
+from rankax.models.sequences.din import DINConfig
+
+HISTORIES = ("din", "mean", "none")
+
+
+def parse(arg: str, *, default: str) -> tuple[str, str]:
+    """Returns the names of the model and of what becomes of its histories.
+
+    Args:
+        arg: "dcnv2-din", or "dcnv2" for the default's history; "" = `default`.
+        default: a model and a history.
+
+    Raises:
+        ConfigError: no such history. LR has weights only, so it takes no "din".
+    """
+    model, _, history = (arg or default).partition("-")
+    history = history or default.partition("-")[2]
+    if history not in HISTORIES:
+        raise ConfigError(
+            f"{arg!r}: history {history!r} is unknown; {suggest(history, HISTORIES)}"
+        )
+    return model, history
+
+
+def set_model(config: ExperimentConfig, model: str, history: str, **options) -> None:
+    """Sets backbone and sequence encoder; the options are the backbone's."""
+    config.model.backbone = named_config(model, **options)
+    config.model.sequence = (
+        DINConfig(hidden_dims=(32, 16)) if history == "din" else MeanPoolingConfig()
+    )

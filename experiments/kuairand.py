@@ -1,0 +1,29 @@
+r"""KuaiRand-Pure, its last two weeks: click, like and long view, three histories.
+
+python -m data_pipelines.kuairand --raw=kuairand-pure-late --out=datasets/kuairand
+python -m rankax.main --config=experiments/kuairand.py:MODEL --workdir=runs/kuairand/MODEL-0
+"""
+
+from data_pipelines import kuairand
+from experiments import arguments
+from rankax.config.experiment import ExperimentConfig, ParquetConfig
+from rankax.data.card import SequenceField
+
+PLAIN_FIELDS = tuple(
+    field.name for field in kuairand.FIELDS if not isinstance(field, SequenceField)
+)
+
+
+def get_config(arg: str = "") -> ExperimentConfig:
+    model, history = arguments.parse(arg, default="dcnv2-din")
+    config = ExperimentConfig()
+    config.data.source = ParquetConfig(path="datasets/kuairand")
+    config.data.fields = PLAIN_FIELDS if history == "none" else ()
+    arguments.set_model(config, model, history, embedding_init_std=0.01)
+    config.train.batch_size = 1024
+    config.train.num_epochs = 10
+    config.optimizer.dense.learning_rate = 1e-3
+    config.optimizer.schedule.plateau_factor = 0.1
+    config.eval.early_stopping_patience = 2
+    config.eval.batch_size = 4096
+    return config

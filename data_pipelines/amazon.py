@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from data_pipelines import command, conversion, raw_files
 from data_pipelines.histories import Past, past_events
+from data_pipelines.plan import LabelRule, Plan
 from rankax.data.card import (
     Card,
     CategoricalField,
@@ -132,10 +133,10 @@ def convert(
         events = np.concatenate([place[name] for name in before])
         tables[split] = _rows(part, place[split], negatives, past, events, items)
 
-    plan = conversion.Plan(
+    plan = Plan(
         name="amazon_grocery",
         fields=FIELDS,
-        labels=(conversion.LabelRule(name="next_item", column="label"),),
+        labels=(LabelRule(name="next_item", column="label"),),
         special={"group": "user", "time": "time"},
         slices=("history",),
         origin=(

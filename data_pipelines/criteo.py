@@ -28,6 +28,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from data_pipelines import command, conversion, raw_files
+from data_pipelines.plan import LabelRule, Plan
 from data_pipelines.splits import SPLITS
 from rankax.data.card import Card, CategoricalField, DataError, NumericField
 
@@ -40,16 +41,16 @@ DEFAULT_FILES = ("criteo_kaggle_16k.parquet", "train.txt")
 NUM_MISSING = {0: "0", 1: "1-4", 5: "5-9", 10: "10+"}
 
 
-def make_plan(file: pathlib.Path, *, min_count: int) -> conversion.Plan:
+def make_plan(file: pathlib.Path, *, min_count: int) -> Plan:
     """Returns what the dataset folder made of this file shall hold."""
     ids = (*BUCKETS, *CATEGORICAL)
-    return conversion.Plan(
+    return Plan(
         name="criteo",
         fields=(
             *(NumericField(name=name) for name in NUMERIC),
             *(CategoricalField(name=name, table=name) for name in ids),
         ),
-        labels=(conversion.LabelRule(name="ctr", column="label"),),
+        labels=(LabelRule(name="ctr", column="label"),),
         min_count=min_count,
         slices=("num_missing", "C9"),
         origin=(

@@ -33,6 +33,7 @@ import pyarrow.csv
 
 from data_pipelines import command, conversion, own_features, raw_files
 from data_pipelines.histories import past_events
+from data_pipelines.plan import LabelRule, Plan
 from rankax.data.card import (
     Card,
     CategoricalField,
@@ -205,11 +206,11 @@ def convert(
         columns |= _columns_of(extra, rows["video_id"], names)
         fields += tuple(CategoricalField(name=name, table=name) for name in names)
 
-    plan = conversion.Plan(
+    plan = Plan(
         name="kuairand",
         fields=fields,
         labels=tuple(
-            conversion.LabelRule(name=name, column=column)
+            LabelRule(name=name, column=column)
             for name, column in (
                 ("click", "is_click"),
                 ("like", "is_like"),

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from data_pipelines import command, conversion, histories, raw_files
+from data_pipelines.plan import LabelRule, Plan
 from data_pipelines.splits import SPLITS
 from rankax.data.card import (
     Card,
@@ -110,10 +111,10 @@ FIELDS = (
         for name in ("liked", "disliked")
     ),
 )
-PLAN = conversion.Plan(
+PLAN = Plan(
     name="movielens_100k",
     fields=FIELDS,
-    labels=(conversion.LabelRule(name="like", column="rating", threshold=LIKED_FROM),),
+    labels=(LabelRule(name="like", column="rating", threshold=LIKED_FROM),),
     special={"group": "user", "time": "timestamp"},
     slices=("age", "gender", "history"),
     origin="GroupLens MovieLens 100K (Harper and Konstan, doi 10.1145/2827872)",

@@ -28,6 +28,7 @@ import pathlib
 import re
 
 from data_pipelines import command, conversion, raw_files, splits
+from data_pipelines.plan import SPECIAL_KINDS, LabelRule, Plan
 from rankax.data.card import (
     Card,
     CategoricalField,
@@ -66,7 +67,7 @@ def convert(flags: argparse.Namespace) -> Card:
     )
 
 
-def make_plan(flags: argparse.Namespace) -> conversion.Plan:
+def make_plan(flags: argparse.Namespace) -> Plan:
     """Understands the flags.
 
     Raises:
@@ -97,14 +98,12 @@ def make_plan(flags: argparse.Namespace) -> conversion.Plan:
     for text in flags.hash:
         table, num_rows = _pair(text, "hash", "TABLE:ROWS", ":")
         hashed[table] = _count(num_rows, f"--hash={text}")
-    return conversion.Plan(
+    return Plan(
         name=flags.name or flags.out.name,
         fields=tuple(fields),
         labels=tuple(_label(text) for text in flags.label),
         special={
-            name: getattr(flags, name)
-            for name in conversion.SPECIAL_KINDS
-            if getattr(flags, name)
+            name: getattr(flags, name) for name in SPECIAL_KINDS if getattr(flags, name)
         },
         hashed=hashed,
         min_count=flags.min_count,
@@ -143,7 +142,7 @@ def _sequence(text: str, share: dict[str, str]) -> SequenceField:
     return SequenceField(name=name, columns=tuple(columns), max_length=max_length)
 
 
-def _label(text: str) -> conversion.LabelRule:
+def _label(text: str) -> LabelRule:
     match = re.fullmatch(r"(?:([^=>]+)=)?([^=>]+)(?:>=([^=>]+))?", text)
     if not match:
         raise DataError(
@@ -154,7 +153,7 @@ def _label(text: str) -> conversion.LabelRule:
         number = None if threshold is None else float(threshold)
     except ValueError as error:
         raise DataError(f"--label={text}: {threshold!r} is not a number") from error
-    return conversion.LabelRule(name=name or column, column=column, threshold=number)
+    return LabelRule(name=name or column, column=column, threshold=number)
 
 
 def _pair(text: str, flag: str, grammar: str, separator: str) -> tuple[str, str]:

@@ -1,30 +1,34 @@
-r"""Amazon grocery."""
+r"""Amazon grocery: the next item among it and 99 unseen ones (HR@5, NDCG@5).
 
+python -m data_pipelines.amazon --raw=amazon-grocery --out=datasets/amazon_grocery --num_negatives=8
+python -m rankax.main --config=experiments/amazon_grocery.py:MODEL --workdir=runs/amazon/MODEL-0
+"""
+
+from experiments import arguments
 from rankax.config.experiment import ExperimentConfig, ParquetConfig
-from rankax.models import backbones  # noqa: F401  registers the names
-from rankax.models.base import named_config
-from rankax.models.sequences.din import DINConfig
+
+FIELDS = ("item", "category")  # no user id: the history says who it is
 
 
 def get_config(arg: str = "") -> ExperimentConfig:
-    model, _, history = (arg or "dcnv2-din").partition("-")
+    model, history = arguments.parse(arg, default="dcnv2-din")
     config = ExperimentConfig()
     config.data.source = ParquetConfig(path="datasets/amazon_grocery")
-    config.data.fields = ("item", "category") + (
-        () if history == "none" else ("history",)
+    config.data.fields = FIELDS if history == "none" else (*FIELDS, "history")
+    arguments.set_model(
+        config, model, history, embedding_init_std=0.01, embedding_dim=32
     )
-    config.model.backbone = named_config(
-        model, embedding_init_std=0.01, embedding_dim=32
-    )
+    config.model.backbone.dropout = 0.2
     if history == "din":
-        config.model.sequence = DINConfig(hidden_dims=(32, 16))
-    config.train.batch_size = 2048
-    config.train.num_epochs = 10
-    config.optimizer.dense.learning_rate = 1e-3
+        config.model.sequence.use_softmax = True  # NDCG@5 of valid .33, without .30
+    # Tables of 8,714 items are small: all is trained by Adam.
     config.tables.replicate_below_bytes = 1 << 22
-    config.optimizer.schedule.plateau_factor = 0.5
+    config.train.batch_size = 2048
+    config.train.num_epochs = 3
+    config.optimizer.dense.learning_rate = 3e-3
+    config.optimizer.schedule.decay = "linear"
     config.eval.metric = "next_item/ndcg@5"
     config.eval.top_k = 5
-    config.eval.early_stopping_patience = 2
-    config.eval.batch_size = 16384
+    config.eval.every_steps = 10_000  # 1.5 M candidates: once, at the end
+    config.eval.batch_size = 16_384
     return config

@@ -20,10 +20,12 @@ def get_config(arg: str = "") -> ExperimentConfig:
     config.data.source = ParquetConfig(path="datasets/kuairand")
     config.data.fields = PLAIN_FIELDS if history == "none" else ()
     arguments.set_model(config, model, history, embedding_init_std=0.01)
+    if hasattr(config.model.backbone, "dropout"):
+        config.model.backbone.dropout = 0.2
     config.train.batch_size = 1024
     config.train.num_epochs = 10
-    config.optimizer.dense.learning_rate = 1e-3
+    config.optimizer.dense.learning_rate = 5e-3 if model == "lr" else 1e-3
     config.optimizer.schedule.plateau_factor = 0.1
-    config.eval.early_stopping_patience = 2
+    config.eval.early_stopping_patience = 1  # networks are best after one epoch
     config.eval.batch_size = 4096
     return config

@@ -10,11 +10,8 @@ import pytest
 from scipy import stats
 
 from data_pipelines import amazon
-from rankax.config.experiment import ExperimentConfig, ParquetConfig
 from rankax.data import card as cards
 from rankax.models import backbones  # noqa: F401
-from rankax.models.base import named_config
-from rankax.train import train
 
 FILES = {"train": "train", "valid": "dev", "test": "test"}
 CATEGORY = {item: category for item, category, _, _ in made_up.items(0)}
@@ -346,16 +343,3 @@ def test_real_candidates_and_histories_are_those_of_a_loop(real_data, real_out):
         known = {row["item_id"] for row in by_user[target["user_id"]]}
         drawn = {row["item"] for row in rows[1:]}
         assert len(drawn) == 99 and not drawn & known
-
-
-def test_a_model_trains_on_the_made_up_files(converted, tmp_path):
-    config = ExperimentConfig()
-    config.data.source = ParquetConfig(path=str(converted))
-    config.data.lanes = 8
-    config.model.backbone = named_config("dnn", embedding_dim=4, hidden_dims=(8,))
-    config.train.batch_size = 32
-    config.train.num_steps = 3
-    config.observe.tensorboard = False
-    config.observe.report = False
-    result = train(config, str(tmp_path / "run"))
-    assert 0 <= result["metrics"]["next_item/gauc"] <= 1

@@ -12,12 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import kuairand
-from rankax.config.experiment import ExperimentConfig, ParquetConfig
 from rankax.data import card as cards
 from rankax.data.card import CategoricalField, SequenceField
 from rankax.models import backbones  # noqa: F401
-from rankax.models.base import named_config
-from rankax.train import train
 
 SPLITS = ("train", "valid", "test")
 FILES = (
@@ -441,17 +438,3 @@ def test_histories_of_real_rows_are_those_of_a_loop(real_data, real_out):
                 videos = [*(before[column] if before else []), *videos][-length:]
                 expected = [v if v in ids else UNKNOWN for v in videos]
                 assert got[f"{name}_video"] == expected
-
-
-def test_a_model_trains_on_the_made_up_files(converted, tmp_path):
-    config = ExperimentConfig()
-    config.data.source = ParquetConfig(path=str(converted))
-    config.data.lanes = 8
-    config.model.backbone = named_config("dnn", embedding_dim=4, hidden_dims=(8,))
-    config.train.batch_size = 32
-    config.train.num_steps = 3
-    config.observe.tensorboard = False
-    config.observe.report = False
-    result = train(config, str(tmp_path / "run"))
-    for task in ("click", "like", "long_view"):
-        assert 0 <= result["metrics"][f"{task}/auc"] <= 1

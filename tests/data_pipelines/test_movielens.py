@@ -10,15 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import movielens
-from rankax.config.experiment import ExperimentConfig, ParquetConfig
+from rankax.config.experiment import ParquetConfig
 from rankax.data import card as cards
 from rankax.data import packing
 from rankax.data.card import DataError
 from rankax.data.schema import Schema
 from rankax.data.source import load_card, open_split
 from rankax.models import backbones  # noqa: F401
-from rankax.models.base import named_config
-from rankax.train import train
 
 FILES = ("ratings", "users", "items")
 
@@ -264,18 +262,6 @@ def test_wrong_text_files_are_refused(raw_text, tmp_path, name, line, message):
     with (raw_text / name).open("a") as file:
         file.write(line)
     assert message in fails(raw_text, tmp_path / "out")
-
-
-def test_a_model_trains_on_it(raw, tmp_path):
-    movielens.convert(raw, tmp_path / "out")
-    config = ExperimentConfig()
-    config.data.source = ParquetConfig(path=str(tmp_path / "out"))
-    config.data.lanes = 8
-    config.model.backbone = named_config("dnn", embedding_dim=4, hidden_dims=(8,))
-    config.train.batch_size, config.train.num_steps = 32, 3
-    config.observe.tensorboard = config.observe.report = False
-    metrics = train(config, str(tmp_path / "run"))["metrics"]
-    assert 0 < metrics["like/auc"] < 1
 
 
 def test_made_up_files_have_the_types_of_the_real_ones(real_data, raw):

@@ -69,6 +69,29 @@ def test_training_is_the_same_on_one_device_and_on_a_4x2_mesh():
     )
 
 
+def test_the_loss_is_the_weighted_sum_of_the_tasks():
+    losses = {}
+    for weights in ((), (1.0, 0.0), (0.0, 1.0), (0.5, 3.0)):
+        config = make_config()
+        config.model.task_weights = weights
+        steps = make_steps(config, 2)
+        (arrays,) = batches(config, steps, 1)
+        batch = steps.to_devices(arrays)
+        start = jax.tree.map(np.asarray, steps.init_state().params)
+        state, loss = steps.train(steps.init_state(), batch, factor=1.0)
+        losses[weights] = float(loss)
+        moved = np.any(
+            np.asarray(state.params["network"]["head"]["linear"]["kernel"])
+            != start["network"]["head"]["linear"]["kernel"],
+            axis=0,
+        )
+        # A task without weight moves nothing of its own head.
+        assert moved.tolist() == [w > 0 for w in weights or (1, 1)]
+    first, second = losses[1.0, 0.0], losses[0.0, 1.0]
+    assert losses[()] == pytest.approx(first + second, rel=1e-6)
+    assert losses[0.5, 3.0] == pytest.approx(0.5 * first + 3 * second, rel=1e-6)
+
+
 @pytest.mark.parametrize("poison", ["loss", "row"])
 def test_a_step_that_is_not_finite_writes_nothing_and_neither_do_later_ones(poison):
     config = make_config()

@@ -1,0 +1,65 @@
+"""Every experiment on a real data set runs, from raw files in their published format."""
+
+import importlib
+import json
+
+import pytest
+
+from data_pipelines import amazon, criteo, kuairand, movielens
+from rankax.config.base import ConfigError
+from rankax.models.backbones.dcnv2 import DCNv2Config
+from rankax.models.sequences.din import DINConfig
+from rankax.train import train
+
+# Experiment -> pipeline, tasks, a metric besides the AUC, slices.
+EXPERIMENTS = {
+    "movielens_100k": (movielens, ["like"], "gauc", {"age", "gender", "history"}),
+    "criteo_samples": (criteo, ["ctr"], "log_loss", {"num_missing", "C9"}),
+    "kuairand": (
+        kuairand,
+        ["click", "like", "long_view"],
+        "gauc",
+        {"tab", "hour", "history", "is_new_video"},
+    ),
+    "amazon_grocery": (amazon, ["next_item"], "ndcg@5", {"history"}),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_made_up_raw_files_end_in_a_result(name, tmp_path):
+    pipeline, tasks, metric, slices = EXPERIMENTS[name]
+    made_up = importlib.import_module(f"made_up.{pipeline.__name__.split('.')[-1]}")
+    raw, out, run = tmp_path / "raw", tmp_path / "dataset", tmp_path / "run"
+    raw.mkdir()
+    made_up.write_published(raw)
+    pipeline.main([f"--raw={raw}", f"--out={out}"])
+
+    config = importlib.import_module(f"experiments.{name}").get_config()
+    config.data.source.path = str(out)
+    config.data.lanes = 8
+    config.train.num_epochs, config.train.num_steps = 0, 3
+    config.train.batch_size, config.eval.batch_size = 32, 256
+    config.observe.tensorboard = False
+    train(config, str(run))
+
+    result = json.loads((run / "result.json").read_text())
+    for task in tasks:
+        assert 0 < result["metrics"][f"{task}/auc"] < 1
+        assert 0 <= result["metrics"][f"{task}/{metric}"] < 2
+        assert {row["slice"] for row in result["slices"][task]} == slices
+    sizes = [row["num_examples"] for row in result["slices"][tasks[0]]]
+    assert sum(sizes) == len(slices) * result["metrics"][f"{tasks[0]}/num_examples"]
+    assert "<h2>Slices</h2>" in (run / "report.html").read_text()
+
+
+def test_the_part_after_the_colon_names_model_and_history():
+    from experiments import kuairand as experiment
+
+    config = experiment.get_config()
+    assert type(config.model.backbone) is DCNv2Config
+    assert type(config.model.sequence) is DINConfig
+    assert "watched" not in experiment.get_config("lr-none").data.fields
+    with pytest.raises(ConfigError, match=r"history 'dni' is unknown; did you mean"):
+        experiment.get_config("dcnv2-dni")
+    with pytest.raises(ConfigError, match=r"unknown model 'dnc'"):
+        experiment.get_config("dnc-din")

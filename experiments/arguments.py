@@ -1,7 +1,10 @@
 """The part after the colon of --config=experiments/FILE.py:MODEL-HISTORY."""
 
+from collections.abc import Iterable
+
 from rankax.config.base import ConfigError, suggest
 from rankax.config.experiment import ExperimentConfig, MeanPoolingConfig
+from rankax.data.card import Field, SequenceField
 from rankax.models import backbones  # noqa: F401  registers the names
 from rankax.models.base import named_config
 from rankax.models.sequences.din import DINConfig
@@ -17,7 +20,7 @@ def parse(arg: str, *, default: str) -> tuple[str, str]:
         default: a model and a history.
 
     Raises:
-        ConfigError: no such history. LR has weights only, so it takes no "din".
+        ConfigError: no such history.
     """
     model, _, history = (arg or default).partition("-")
     history = history or default.partition("-")[2]
@@ -26,6 +29,11 @@ def parse(arg: str, *, default: str) -> tuple[str, str]:
             f"{arg!r}: history {history!r} is unknown; {suggest(history, HISTORIES)}"
         )
     return model, history
+
+
+def without_sequences(fields: Iterable[Field]) -> tuple[str, ...]:
+    """Returns the names of the fields that are no sequences."""
+    return tuple(f.name for f in fields if not isinstance(f, SequenceField))
 
 
 def set_model(config: ExperimentConfig, model: str, history: str, **options) -> None:

@@ -7,18 +7,14 @@ python -m rankax.main --config=experiments/kuairand.py:MODEL --workdir=runs/kuai
 from data_pipelines import kuairand
 from experiments import arguments
 from rankax.config.experiment import ExperimentConfig, ParquetConfig
-from rankax.data.card import SequenceField
-
-PLAIN_FIELDS = tuple(
-    field.name for field in kuairand.FIELDS if not isinstance(field, SequenceField)
-)
 
 
 def get_config(arg: str = "") -> ExperimentConfig:
     model, history = arguments.parse(arg, default="dcnv2-din")
     config = ExperimentConfig()
     config.data.source = ParquetConfig(path="datasets/kuairand")
-    config.data.fields = PLAIN_FIELDS if history == "none" else ()
+    if history == "none":
+        config.data.fields = arguments.without_sequences(kuairand.FIELDS)
     arguments.set_model(config, model, history, embedding_init_std=0.01)
     if hasattr(config.model.backbone, "dropout"):
         config.model.backbone.dropout = 0.2

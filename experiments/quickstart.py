@@ -2,21 +2,27 @@ r"""Synthetic clicks with known probabilities; needs no download.
 
 python -m rankax.main --config=experiments/quickstart.py --workdir=runs/quickstart
 
-Another model: --config=experiments/quickstart.py:dcnv2 (lr, dnn, dcnv2, mc_mlcc).
+Another model: --config=experiments/quickstart.py:dcnv2 (lr, fm, dnn, deepfm, dlrm, dcnv2,
+mc_mlcc), or dcnv2-din, dcnv2-none for another use of the histories than their mean.
 Every model has the same data, batches, optimizer and schedule; scores: README.md.
 """
 
+from experiments import arguments
 from rankax.config.experiment import ExperimentConfig
 from rankax.config.synthetic import SyntheticConfig
-from rankax.models import backbones  # noqa: F401  registers the names
-from rankax.models.base import named_config
+from rankax.data import synthetic
 
 
 def get_config(arg: str = "") -> ExperimentConfig:
+    model, history = arguments.parse(arg, default="mc_mlcc-mean")
     config = ExperimentConfig()
     config.data.source = SyntheticConfig()
     config.data.tasks = ("ctr",)
-    config.model.backbone = named_config(arg or "mc_mlcc", embedding_init_std=0.05)
+    if history == "none":
+        config.data.fields = arguments.without_sequences(
+            synthetic.card(config.data.source).fields
+        )
+    arguments.set_model(config, model, history, embedding_init_std=0.05)
     if hasattr(config.model.backbone, "dropout"):
         # One pass over the data: nothing is seen twice, so nothing overfits.
         config.model.backbone.dropout = 0.0

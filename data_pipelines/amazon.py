@@ -31,6 +31,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from data_pipelines import command, conversion, raw_files
+from data_pipelines.columns import ranges
 from data_pipelines.histories import Past, past_events
 from data_pipelines.plan import LabelRule, Plan
 from rankax.data.card import (
@@ -45,6 +46,7 @@ from rankax.data.card import (
 FILES = {"train": "train", "valid": "dev", "test": "test"}
 NUM_CANDIDATES = 99  # negatives of the published protocol
 MAX_HISTORY = 20
+NUM_EARLIER = {0: "0", 1: "1-4", 5: "5-9", 10: "10+"}  # start of a range -> name
 DAY_SECONDS = 24 * 3600
 FIELDS: tuple[Field, ...] = (
     CategoricalField(name="user", table="user"),
@@ -107,8 +109,9 @@ def convert(
     for number, (split, part) in enumerate(parts.items()):
         if split != "train" and len(np.unique(user[split])) < part.num_rows:
             raise DataError(f"{files[split]}: a user has several rows, expected one")
-        if "neg_items" in part.column_names:
+        if split != "train" and "neg_items" in part.column_names:
             negatives = _given(part["neg_items"], ids, files[split])
+            _check_given(negatives, user[split], met, len(ids), files[split])
             candidates[split] = f"{negatives.shape[1]} of neg_items"
         else:
             count = num_negatives if split == "train" else NUM_CANDIDATES
@@ -184,8 +187,6 @@ def _rows(
     target = pa.array(np.repeat(np.arange(len(place)), candidates.shape[1]))
     of_row = items.take(pa.array(candidates.ravel()))
     of_event = items.take(pa.array(events)).combine_chunks()
-    ranges = pa.array(["0", "1-4", "5-9", "10+"])
-    length = np.searchsorted([1, 5, 10], past.num_earlier, side="right")
     return pa.table(
         {
             "user": positives["user_id"].take(target),
@@ -193,7 +194,7 @@ def _rows(
             "category": of_row["category"],
             "history_item": past.take(of_event["item_id"].to_numpy()).take(target),
             "history_category": past.take(of_event["category"].to_numpy()).take(target),
-            "history": ranges.take(pa.array(length)).take(target),
+            "history": ranges(past.num_earlier, NUM_EARLIER).take(target),
             "time": positives["time"].take(target),
             "label": label.ravel(),
         }
@@ -328,6 +329,26 @@ def _given(lists: pa.ChunkedArray, items: np.ndarray, path: pathlib.Path) -> np.
             "same number in every row"
         )
     return _places(items, values).reshape(-1, lengths[0])
+
+
+def _check_given(
+    negatives: np.ndarray,
+    user: np.ndarray,
+    met: dict[str, np.ndarray],
+    num_items: int,
+    path: pathlib.Path,
+) -> None:
+    """Raises where a negative is an item that the user has, so no negative at all.
+
+    The same negative may stand twice in a row, as it does in the published files.
+    """
+    keys = user[:, None] * num_items + negatives
+    known = np.isin(keys, np.concatenate(list(met.values()))).any(axis=1)
+    if known.any():
+        raise DataError(
+            f"{path}: neg_items of {known.sum()} users hold items that they have, "
+            f"first of user {user[np.argmax(known)]}; negatives must be unseen items"
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:

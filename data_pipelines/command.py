@@ -49,7 +49,8 @@ def add_min_count(
         type=int,
         default=default,
         metavar="N",
-        help="ids that training has less often are unknown ids (default: %(default)s)",
+        help="ids that training has less often are unknown ids, except in hashed "
+        "tables (default: %(default)s)",
     )
 
 

@@ -128,11 +128,18 @@ class TableRows:
         Raises:
             DataError: a column is missing, of a wrong type or not the same everywhere.
         """
-        kinds = plan.kinds()
-        columns = {
-            name: raw_files.column_of(tables["train"].schema, name, kind, where="train")
-            for name, kind in kinds.items()
-        }
+        columns: dict[str, raw_files.Column] = {}
+        for split in ("train", *tables):  # the types are those of train
+            for name, kind in plan.kinds().items():
+                found = raw_files.column_of(
+                    tables[split].schema, name, kind, where=split
+                )
+                expected = columns.setdefault(name, found).type
+                if found.type != expected:
+                    raise DataError(
+                        f"{split}: column {name!r} has {found.type} values, but "
+                        f"{expected} in train; give it one type"
+                    )
         _check_id_types(plan, columns)
         self.rule, self.names = rule, tuple(tables)
         self._tables = {

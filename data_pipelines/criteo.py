@@ -28,6 +28,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from data_pipelines import command, conversion, raw_files
+from data_pipelines.columns import ranges
 from data_pipelines.plan import LabelRule, Plan
 from data_pipelines.splits import SPLITS
 from rankax.data.card import Card, CategoricalField, DataError, NumericField
@@ -193,8 +194,7 @@ def make_examples(batch: pa.RecordBatch) -> pa.Table:
         batch[name].is_null().to_numpy(zero_copy_only=False).astype(int)
         for name in (*NUMERIC, *CATEGORICAL)
     )
-    place = np.searchsorted(list(NUM_MISSING), missing, side="right") - 1
-    columns["num_missing"] = pa.array(list(NUM_MISSING.values())).take(pa.array(place))
+    columns["num_missing"] = ranges(np.asarray(missing), NUM_MISSING)
     return pa.table(columns)
 
 

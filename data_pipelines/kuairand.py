@@ -5,9 +5,11 @@ r"""KuaiRand-Pure, its last two weeks: click, like and long view with three hist
 DIR holds either five Parquet files (log_0425_0430, log_0501_0508, user_features,
 video_features_basic, user_history_to_0424) or the CSV files as they are published
 (kuairand.com; DIR is the folder KuaiRand-Pure or the one around it). Rows are the
-impressions dated 2022-04-25 .. 05-08, split by date. What a user watched, liked and
-long-viewed before is history: earlier rows of the log, and in the Parquet form the
-lists of `user_history_to_0424`, all of them at that user's `last_time_ms`.
+impressions dated 2022-04-25 .. 05-08, split by the log's `date`. What a user watched,
+liked and long-viewed before is history: earlier rows of the log, and in the Parquet
+form the lists of `user_history_to_0424`, all of them at that user's `last_time_ms`.
+The log's `date` lags up to 50 minutes behind `time_ms`, so less than 1 % of the rows
+before a cut are later than the first row after it.
 
 Histories hold what happened strictly before the row's `time_ms`. The impressions of a
 page carry the same time and some rows stand in the log twice, so neither a row nor its
@@ -32,6 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from data_pipelines import command, conversion, own_features, raw_files
+from data_pipelines.columns import look_up, ranges
 from data_pipelines.histories import past_events
 from data_pipelines.plan import LabelRule, Plan
 from rankax.data.card import (
@@ -50,6 +53,7 @@ SPLITS = {  # first and last date
 }
 FIRST_DATE, LAST_DATE = SPLITS["train"][0], SPLITS["test"][1]
 MAX_TAGS = 3  # no video has more
+NUM_EARLIER = {0: "0", 1: "1-9", 10: "10-49", 50: "50+"}  # start of a range -> name
 BEIJING_MS = 8 * 3600 * 1000
 
 
@@ -203,7 +207,7 @@ def convert(
             raise DataError(
                 f"{video_features}: the data set has columns {taken} already; rename"
             )
-        columns |= _columns_of(extra, rows["video_id"], names)
+        columns |= look_up(extra, rows["video_id"], names)
         fields += tuple(CategoricalField(name=name, table=name) for name in names)
 
     plan = Plan(
@@ -268,19 +272,6 @@ def _read(path: pathlib.Path, schema: pa.Schema) -> pa.Table:
     return raw_files.read_whole(path, schema, reader)
 
 
-def _columns_of(
-    table: pa.Table, ids: pa.ChunkedArray, names: list[str]
-) -> dict[str, pa.ChunkedArray]:
-    """Looks columns up by the id in the table's first column; null where it is not."""
-    key = table.column(0)
-    if pc.count_distinct(key).as_py() != table.num_rows:
-        raise DataError(
-            f"several rows have the same {table.column_names[0]}; keep one row per id"
-        )
-    found = table.select(names).take(pc.index_in(ids, value_set=key))
-    return {name: found[name] for name in names}
-
-
 def _video_columns(videos: pa.Table) -> pa.Table:
     """Makes the fields of videos; "tag" is text such as "12,65", or empty."""
     tag = videos["tag"].combine_chunks()
@@ -332,8 +323,8 @@ def _row_columns(rows: pa.Table, users: pa.Table, videos: pa.Table) -> dict:
         "is_like": rows["is_like"],
         "long_view": rows["long_view"],
         "is_new_video": pc.if_else(is_known, "no", "yes"),
-        **_columns_of(users, rows["user_id"], [*USER_TEXTS, *USER_CODES]),
-        **_columns_of(videos, rows["video_id"], of_video),
+        **look_up(users, rows["user_id"], [*USER_TEXTS, *USER_CODES]),
+        **look_up(videos, rows["video_id"], of_video),
     }
 
 
@@ -354,15 +345,13 @@ def _history_columns(
             event_time=events["time_ms"].to_numpy(),
             max_length=max_length,
         )
-        of_event = _columns_of(videos, events["video_id"], ["main_tag"])
+        of_event = look_up(videos, events["video_id"], ["main_tag"])
         of_event["video"] = events["video_id"]
         for table in EVENT_TABLES:
             values = of_event[table].combine_chunks()
             columns[f"{name}_{table}"] = past.take(values)
         if name == "watched":
-            ranges = pa.array(["0", "1-9", "10-49", "50+"])
-            place = np.searchsorted([1, 10, 50], past.num_earlier, side="right")
-            columns["history"] = ranges.take(pa.array(place))
+            columns["history"] = ranges(past.num_earlier, NUM_EARLIER)
     return columns
 
 

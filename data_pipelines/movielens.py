@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from data_pipelines import command, conversion, histories, raw_files
+from data_pipelines.columns import look_up, ranges
 from data_pipelines.plan import LabelRule, Plan
 from data_pipelines.splits import SPLITS
 from rankax.data.card import (
@@ -184,8 +185,8 @@ def make_examples(ratings: pa.Table, users: pa.Table, items: pa.Table) -> pa.Tab
     user, item = ratings["user_id"].to_numpy(), ratings["item_id"].to_numpy()
     time = ratings["timestamp"].combine_chunks()
     seconds = time.cast(pa.int64()).to_numpy()
-    of_user = _rows_of(ratings, users, "user_id")
-    of_item = _rows_of(ratings, items, "item_id")
+    of_user = look_up(users, ratings["user_id"], users.column_names)
+    of_item = look_up(items, ratings["item_id"], items.column_names)
     is_liked = ratings["rating"].to_numpy() >= LIKED_FROM
 
     def past(chosen: np.ndarray, max_length: int) -> histories.Past:
@@ -204,7 +205,7 @@ def make_examples(ratings: pa.Table, users: pa.Table, items: pa.Table) -> pa.Tab
             "item": item,
             "rating": ratings["rating"],
             "timestamp": time,
-            "age": _ranges(of_user["age"], AGES),
+            "age": ranges(of_user["age"], AGES),
             "gender": of_user["gender"],
             "occupation": of_user["occupation"],
             # The first digit is a region of the United States, a letter one of Canada.
@@ -217,22 +218,9 @@ def make_examples(ratings: pa.Table, users: pa.Table, items: pa.Table) -> pa.Tab
             "weekday": pc.day_of_week(time),  # Monday is 0
             "liked_item": past(is_liked, HISTORY_LENGTH).take(item[is_liked]),
             "disliked_item": past(~is_liked, HISTORY_LENGTH).take(item[~is_liked]),
-            "history": _ranges(pa.array(everything.num_earlier), NUM_EARLIER),
+            "history": ranges(everything.num_earlier, NUM_EARLIER),
         }
     )
-
-
-def _rows_of(ratings: pa.Table, table: pa.Table, key: str) -> pa.Table:
-    """Returns the row of `table` that each rating names; null where there is none."""
-    return table.take(pc.index_in(ratings[key], value_set=table[key].combine_chunks()))
-
-
-def _ranges(values: pa.Array | pa.ChunkedArray, names: dict[int, str]) -> pa.Array:
-    """Returns the name of each number's range; null stays null."""
-    numbers = pc.fill_null(values, 0).to_numpy()
-    place = np.searchsorted(list(names), numbers, side="right") - 1
-    texts = pa.array(list(names.values())).take(pa.array(place))
-    return pc.if_else(values.is_valid(), texts, None)
 
 
 def _read_parquet(raw: pathlib.Path) -> tuple[pa.Table, pa.Table, pa.Table]:

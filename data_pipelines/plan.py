@@ -107,6 +107,11 @@ class Plan:
                     f"--hash={table}: no field uses this table; "
                     f"{suggest(table, tuple(tables))}"
                 )
+        if self.min_count > 1 and tables.keys() == self.hashed.keys():
+            raise DataError(
+                f"--min_count={self.min_count}: all tables are hashed, and rare ids "
+                "are left out of vocabularies only; leave it at 1"
+            )
         return {
             table: Hashed(table, self.hashed[table])
             if table in self.hashed

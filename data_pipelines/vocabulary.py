@@ -1,8 +1,8 @@
 """Ids of the data → ids of the dataset folder: vocabularies and hashing.
 
 Both take Arrow arrays of int64 or string ids. A vocabulary is built on the training
-data; its row 0 stands for every id that is not in it, and "missing" has a row of its
-own where training has missing ids.
+data; its row 0 stands for every id that is not in it. Missing ids are an id like any
+other: "missing" has a row, the last one, if training has at least `min_count` of them.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -53,7 +53,9 @@ class Vocabulary:
         is_rare = pc.less(counts["count"], self.min_count)
         self._num_rare = pc.sum(counts["count"].filter(is_rare)).as_py() or 0
         counts = counts.filter(pc.invert(is_rare))
-        if self._num_missing >= self.min_count:
+        if self._num_missing < self.min_count:
+            self._num_rare += self._num_missing
+        else:
             missing = {"id": [None], "count": [self._num_missing]}
             last = pa.table(missing, schema=counts.schema)
             counts = pa.concat_tables([counts, last])

@@ -12,21 +12,25 @@ from rankax.models.sequences.din import DINConfig
 HISTORIES = ("din", "mean", "none")
 
 
-def parse(arg: str, *, default: str) -> tuple[str, str]:
+def parse(
+    arg: str, *, default: str, allowed: tuple[str, ...] = HISTORIES
+) -> tuple[str, str]:
     """Returns the names of the model and of what becomes of its histories.
 
     Args:
         arg: "dcnv2-din", or "dcnv2" for the default's history; "" = `default`.
         default: a model and a history.
+        allowed: the histories that the experiment knows.
 
     Raises:
         ConfigError: no such history.
     """
     model, _, history = (arg or default).partition("-")
     history = history or default.partition("-")[2]
-    if history not in HISTORIES:
+    if history not in allowed:
         raise ConfigError(
-            f"{arg!r}: history {history!r} is unknown; {suggest(history, HISTORIES)}"
+            f"{arg!r}: history {history!r} is not for this experiment; "
+            f"{suggest(history, allowed)}"
         )
     return model, history
 

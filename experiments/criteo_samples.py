@@ -13,7 +13,7 @@ TABLE_L2 = {"lr": 1e-3, "fm": 1e-3, "dlrm": 0.1, "mc_mlcc": 0.1}
 
 
 def get_config(arg: str = "") -> ExperimentConfig:
-    model, history = arguments.parse(arg, default="dcnv2-none")
+    model, history = arguments.parse(arg, default="dcnv2-none", allowed=("none",))
     config = ExperimentConfig()
     config.data.source = ParquetConfig(path="datasets/criteo_samples")
     # DLRM has a tower for numbers; the others take the leaderboards' ranges as ids.

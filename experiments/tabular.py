@@ -10,7 +10,7 @@ from rankax.config.experiment import ExperimentConfig, ParquetConfig
 
 
 def get_config(arg: str = "") -> ExperimentConfig:
-    model, history = arguments.parse(arg, default="dcnv2-mean")
+    model, history = arguments.parse(arg, default="dcnv2-mean", allowed=("mean", "din"))
     config = ExperimentConfig()
     config.data.source = ParquetConfig()
     arguments.set_model(config, model, history, embedding_init_std=0.01)

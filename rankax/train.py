@@ -88,6 +88,8 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     console = Console(quiet=jax.process_index() > 0)
     if finished is not None:
         console.message(f"{folder} is finished at step {finished['step']:,}")
+        for change in run_folder.not_applied(folder, config):
+            console.message(f"not applied: {change}; --mode=evaluate reads it again")
         return finished
     steps, splits = setup.steps, setup.splits
     per_epoch = lanes.num_batches_per_epoch(

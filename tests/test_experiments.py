@@ -1,4 +1,4 @@
-"""Every experiment on a real data set runs, from raw files in their published format."""
+"""Every experiment makes a valid configuration; those on real data run from raw files."""
 
 import importlib
 import json
@@ -6,7 +6,9 @@ import json
 import pytest
 
 from data_pipelines import amazon, criteo, kuairand, movielens
+from experiments import arguments
 from rankax.config.base import ConfigError
+from rankax.models import base
 from rankax.models.backbones.dcnv2 import DCNv2Config
 from rankax.models.sequences.din import DINConfig
 from rankax.train import train
@@ -52,6 +54,53 @@ def test_made_up_raw_files_end_in_a_result(name, tmp_path):
     assert "<h2>Slices</h2>" in (run / "report.html").read_text()
 
 
+MODELS = sorted(base.registered())
+FILES = ["quickstart", "tabular", *EXPERIMENTS]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_and_history_makes_a_configuration_or_a_clear_error(file, model):
+    experiment = importlib.import_module(f"experiments.{file}")
+    made = set()
+    for history in arguments.HISTORIES:
+        try:
+            config = experiment.get_config(f"{model}-{history}")
+        except ConfigError as error:
+            assert f"history {history!r} is not for this experiment" in str(error)
+            continue
+        if file == "tabular":
+            config.data.source.path = "somewhere"
+        config.validate()
+        made.add(json.dumps(config.to_dict()))
+        if history == "none":
+            assert not {"history", "watched", "liked"} & set(config.data.fields)
+            assert config.data.fields
+    assert made, "no history is allowed"
+    # No two names mean the same run.
+    assert len(made) == len(
+        [h for h in arguments.HISTORIES if _is_allowed(experiment, model, h)]
+    )
+
+
+def _is_allowed(experiment, model, history):
+    try:
+        experiment.get_config(f"{model}-{history}")
+    except ConfigError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "model", ["dcnv2", "deepfm", "dlrm", "dnn", "fm", "lr", "mc_mlcc"]
+)
+def test_frappe_experiments_make_a_configuration(model):
+    experiment = importlib.import_module(f"experiments.frappe.{model}")
+    config = experiment.get_config()
+    config.validate()
+    assert type(config.model.backbone) is base.registered()[model]
+
+
 def test_the_part_after_the_colon_names_model_and_history():
     from experiments import kuairand as experiment
 
@@ -59,7 +108,9 @@ def test_the_part_after_the_colon_names_model_and_history():
     assert type(config.model.backbone) is DCNv2Config
     assert type(config.model.sequence) is DINConfig
     assert "watched" not in experiment.get_config("lr-none").data.fields
-    with pytest.raises(ConfigError, match=r"history 'dni' is unknown; did you mean"):
+    with pytest.raises(
+        ConfigError, match=r"history 'dni' is not for this experiment; did you mean"
+    ):
         experiment.get_config("dcnv2-dni")
     with pytest.raises(ConfigError, match=r"unknown model 'dnc'"):
         experiment.get_config("dnc-din")

@@ -427,7 +427,7 @@ def _rules(config: ExperimentConfig) -> list[str]:
         )
     metric, top_k = config.eval.metric, config.eval.top_k
     _, at, k = metric.rpartition("/")[2].partition("@")
-    if at and k != str(top_k):
+    if at and k.isdigit() and int(k) != top_k:
         problems.append(
             f"eval.metric = {metric!r} is of the first {k}, but eval.top_k = {top_k}; "
             "set both to one number"

@@ -170,9 +170,12 @@ def _pick(option: str, known: Sequence, names: Sequence[str], card: str) -> tupl
     by_name = {entry.name: entry for entry in known}
     for name in names:
         if name not in by_name:
+            advice = "its card names none"
+            if by_name:
+                advice = suggest(name, tuple(by_name))
             raise DataError(
                 f"{option} names {name!r}, which data set {card!r} does not have; "
-                f"{suggest(name, tuple(by_name))}"
+                f"{advice}"
             )
     wanted = set(names) or by_name.keys()
     return tuple(entry for entry in known if entry.name in wanted)

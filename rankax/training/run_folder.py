@@ -15,6 +15,8 @@ CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
 def claim(workdir: str, config: ExperimentConfig) -> pathlib.Path:
     """Creates the run folder, or accepts the one that this configuration started.
 
+    A finished run keeps the configuration that its result was made with.
+
     Raises:
         ConfigError: the folder belongs to another configuration.
     """
@@ -22,6 +24,8 @@ def claim(workdir: str, config: ExperimentConfig) -> pathlib.Path:
     path = folder / CONFIG
     if path.exists():
         _check_same(path, config)
+        if (folder / RESULT).exists():
+            return folder
     elif folder.exists() and any(folder.iterdir()):
         raise ConfigError(
             f"--workdir={folder} holds files but no {CONFIG}, so it is not a run "
@@ -46,6 +50,13 @@ def find(workdir: str, config: ExperimentConfig) -> pathlib.Path:
         )
     _check_same(path, config)
     return path.parent
+
+
+def not_applied(folder: pathlib.Path, config: ExperimentConfig) -> list[str]:
+    """Returns what differs in `eval` between a finished run and this configuration."""
+    saved = json.loads((folder / CONFIG).read_text())["config"]
+    changes = difference(saved, config.to_dict())
+    return [change for change in changes if change.startswith("eval.")]
 
 
 def hash_of(config: ExperimentConfig) -> str:

@@ -1,3 +1,4 @@
+import dataclasses
 import datetime
 
 import numpy as np
@@ -305,6 +306,8 @@ def test_slices_are_columns_of_integers_side_by_side():
     ]
     with pytest.raises(DataError, match=r"eval.slices names 'aeg'.*mean 'age'"):
         Schema.select(CARD, slices=["aeg"])
+    with pytest.raises(DataError, match=r"names 'age'.*; its card names none"):
+        Schema.select(dataclasses.replace(CARD, slices=()), slices=["age"])
 
 
 def test_slice_values_without_a_name_or_of_text_are_refused():

@@ -17,6 +17,7 @@ from rankax.data.card import (
     DataError,
     Label,
     NumericField,
+    Slice,
     Split,
     Table,
 )
@@ -112,6 +113,9 @@ def test_fingerprint_changes_with_files_and_card(folder, tmp_path):
     shard = tmp_path / "copy" / "train" / "b.parquet"
     pq.write_table(made_table(10, 20), shard, row_group_size=6)
     assert opened(tmp_path / "copy").fingerprint != first
+    sliced = dataclasses.replace(made_card(train=25), slices=(Slice(name="item"),))
+    sliced.save(folder)
+    assert opened(folder).fingerprint == first  # slices cut results, not data
     (folder / "train" / "b.parquet").rename(folder / "train" / "bb.parquet")
     assert opened(folder).fingerprint != first
 

@@ -1,7 +1,5 @@
 import json
 import pathlib
-import re
-import shlex
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import raw_files, tabular, vocabulary
+from data_pipelines.conversion import TableRows
+from data_pipelines.plan import LabelRule, Plan
 from rankax.config.experiment import ParquetConfig
 from rankax.data import card as cards
-from rankax.data import lanes, packing, transforms
+from rankax.data import packing, transforms
 from rankax.data.schema import Schema
 from rankax.data.source import open_split
 
@@ -189,11 +189,49 @@ def test_vocabulary_files_map_ids_to_rows(folder):
 def test_rare_ids_are_unknown_ids(folder):
     run(*FLAGS, "--min_count=3")
     assert pq.read_table("out/vocabularies/item.parquet").to_pylist() == [
-        {"row": 0, "kind": "unknown", "id": None, "count": 1},
+        {"row": 0, "kind": "unknown", "id": None, "count": 3},  # 12, and two missing
         {"row": 1, "kind": "id", "id": 10, "count": 4},
         {"row": 2, "kind": "id", "id": 11, "count": 3},
     ]
     assert arrays_of("train")["ids"][:, 1].tolist() == [1, 2, 1, 0]
+
+
+def test_an_id_that_is_missing_in_valid_only_is_an_unknown_id(folder):
+    pathlib.Path("train.csv").write_text("user,click\nann,1\nbob,0\n")
+    pathlib.Path("valid.csv").write_text("user,click\n,1\nann,0\n")
+    run("--categorical=user", "--label=click")
+    assert arrays_of("valid")["ids"][:, 0].tolist() == [0, 1]
+    counts = json.loads(pathlib.Path("out/conversion.json").read_text())
+    assert counts["missing_and_unknown"]["valid"] == {"user: missing": 1}
+
+
+def test_rare_ids_cannot_be_left_out_of_hashed_tables(folder):
+    flags = ["--categorical=user", "--label=click", "--hash=user:9", "--min_count=2"]
+    assert "all tables are hashed" in fails(*flags)
+
+
+def test_tables_in_memory_need_the_columns_and_types_of_train():
+    plan = Plan(
+        name="t",
+        fields=(cards.CategoricalField(name="user", table="user"),),
+        labels=(LabelRule(name="click", column="click"),),
+    )
+    train = pa.table({"user": [1, 2], "click": [0, 1]})
+    for test, message in (
+        (
+            pa.table({"user": ["1"], "click": [1]}),
+            "'user' has string values, but int64",
+        ),
+        (pa.table({"click": [1]}), "test: column 'user' is missing"),
+        (pa.table({"user": [1.5], "click": [1]}), "'user' has type double, expected"),
+    ):
+        with pytest.raises(cards.DataError, match=message):
+            TableRows({"train": train, "test": test}, plan, rule="")
+    rows = TableRows({"train": train, "test": train.slice(1)}, plan, rule="")
+    assert [(name, len(part)) for name, part in rows.chunks()] == [
+        ("train", 2),
+        ("test", 1),
+    ]
 
 
 def test_slices_number_the_values_of_all_splits(folder):
@@ -466,22 +504,6 @@ def test_existing_dataset_is_kept_unless_told_otherwise(folder):
 
 
 # ---------------------------------------------------------------- docs
-
-
-def test_commands_of_the_docs_run(folder):
-    page = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
-    (csv,) = re.findall(r"```csv\n(.*?)```", page.read_text(), re.S)
-    (command,) = re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)
-    pathlib.Path("shop.csv").write_text(csv)
-    words = shlex.split(command.replace("\\\n", " "))
-    assert words[:3] == ["python", "-m", "data_pipelines.tabular"]
-    tabular.main(words[3:])
-    schema = Schema.select(cards.load("datasets/shop"))
-    source = open_split(ParquetConfig(path="datasets/shop"), "train", schema)
-    batches = lanes.read_batches(
-        source, schema, batch_size=2, lanes=2, seed=0, shuffle=True, num_epochs=1
-    )
-    assert [batch["ids"].shape for batch, _ in batches] == [(2, 32)]
 
 
 def test_help_shows_the_example(capsys):

@@ -237,5 +237,8 @@ def test_dlrm_without_numeric_fields_has_no_bottom():
     assert model.bottom is None
     assert model.top.linears[0].kernel.shape == (3, 256)
     assert model(features).shape == (4, 64)
+    _, one = make_features({"embedding": 4}, num_numeric=0, num_fields=1)
+    with pytest.raises(ConfigError, match="pairs of tokens, but the run has 1"):
+        DLRM(DLRMConfig(), one, rngs=nnx.Rngs(0))
     with pytest.raises(ConfigError, match="'dto' is unknown; did you mean 'dot'"):
         DLRMConfig(interaction="dto").tables({"a": 1}, num_tasks=1)

@@ -97,6 +97,20 @@ def test_an_empty_history_is_zero_and_padding_does_not_count(use_softmax):
     np.testing.assert_array_equal(encoder(jnp.asarray(dirty), *inputs), clean)
 
 
+@pytest.mark.parametrize("use_softmax", [False, True])
+def test_gradients_at_padding_and_empty_histories_are_zero(use_softmax):
+    encoder = make_din(use_softmax=use_softmax)
+    events, targets = map(jnp.asarray, make_inputs())
+    gradients = jax.grad(
+        lambda e, v: jnp.sum(jnp.sin(encoder(e, jnp.asarray(LENGTHS), v))), (0, 1)
+    )(events, targets)
+    of_events, of_targets = map(np.asarray, gradients)
+    assert np.isfinite(of_events).all() and np.isfinite(of_targets).all()
+    is_padding = np.arange(LENGTH) >= LENGTHS[:, None]
+    assert not of_events[is_padding].any() and not of_targets[LENGTHS == 0].any()
+    assert np.all(np.any(of_events != 0, axis=(2, 3)) == ~is_padding)
+
+
 def test_din_depends_on_the_target_and_learns_every_parameter():
     encoder = make_din()
     events, targets = make_inputs()
@@ -123,6 +137,12 @@ def test_softmax_weights_sum_to_one():
     out = encoder(jnp.asarray(events), jnp.asarray(LENGTHS), jnp.asarray(targets))
     want = np.broadcast_to((LENGTHS > 0)[:, None, None], out.shape)
     np.testing.assert_allclose(out, want, atol=1e-6)
+
+
+def test_dice_without_spread_has_a_finite_gradient():
+    slope = jax.grad(lambda s: jnp.sum(Dice(3)(s)))(jnp.zeros(3))
+    np.testing.assert_allclose(slope, 0.5)
+    assert np.isfinite(jax.grad(lambda s: jnp.sum(Dice(3)(s)))(jnp.full(3, 5.0))).all()
 
 
 def test_dice_is_a_gated_leaky_relu():

@@ -115,6 +115,16 @@ def test_a_finished_run_is_left_alone(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
+def test_a_finished_run_tells_which_options_its_result_does_not_have(tmp_path, capsys):
+    config = make_config(num_epochs=0, num_steps=10)
+    train(config, str(tmp_path))
+    saved = (tmp_path / "config.json").read_text()
+    config.eval.exact_auc = True
+    train(config, str(tmp_path))
+    assert "not applied: eval.exact_auc: False -> True" in capsys.readouterr().out
+    assert (tmp_path / "config.json").read_text() == saved
+
+
 def test_a_killed_process_continues_to_the_same_result(tmp_path):
     whole = train(make_config(num_epochs=0, num_steps=40), str(tmp_path / "whole"))
     config = tmp_path / "config.py"

@@ -33,7 +33,7 @@ class DLRMConfig(EmbeddingBackboneConfig):
 
     Attributes:
         interaction: "dot" or "cat".
-        bottom_dims: hidden widths of the MLP on numeric fields.
+        bottom_dims: hidden widths of the MLP on numeric fields, if there are any.
         hidden_dims: widths of the top MLP.
         use_batch_norm: in both MLPs.
         dropout: in the top MLP.
@@ -77,6 +77,11 @@ class DLRM(nnx.Module):
         )
         num_tokens = inputs.num_fields + has_numeric
         self.is_dot = config.interaction == "dot"
+        if self.is_dot and num_tokens < 2:
+            raise ConfigError(
+                "model.backbone.interaction = 'dot' multiplies pairs of tokens, but "
+                f"the run has {num_tokens}; add fields to data.fields, or use 'cat'"
+            )
         if self.is_dot:
             width = num_tokens * (num_tokens - 1) // 2 + has_numeric * dim
         else:

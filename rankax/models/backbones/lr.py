@@ -1,6 +1,7 @@
 """Logistic regression: a weight per id and per numeric field.
 
-logit_t = Σ_f w_t[id_f] + Σ_n x_n·v_{n,t} + b_t; bags and sequences add their mean.
+logit_t = Σ_f w_t[id_f] + Σ_n x_n·v_{n,t} + b_t; lists add their mean or
+sum, sequences their mean.
 Published Frappe_x1 test AUC of LR: 0.9356 (BARS, train set as published).
 """
 

@@ -3,10 +3,10 @@
     u = Σ_l w_l·e_l,   w_l = MLP([e_l; v; e_l − v; e_l ⊙ v]),   Dice between the layers
 
 e_l is one event, all its columns side by side; v the target: the fields that share the
-columns' tables. A column without such a field (an action type) has no v: it enters by
-e_l alone. The weights are not normalised, so that their sum keeps how strong an
-interest is; with `use_softmax` they are softmax(w / √width), as in the authors' code.
-An empty history gives zero.
+columns' tables, of several the first of one id in the card's order. A column without
+such a field (an action type) has no v: it enters by e_l alone. The weights are not
+normalised, so that their sum keeps how strong an interest is; with `use_softmax` they
+are softmax(w / √width), as in the authors' code. An empty history gives zero.
 """
 
 import dataclasses
@@ -60,8 +60,8 @@ class DIN(nnx.Module):
             )
         if not config.hidden_dims:
             raise ConfigError(
-                "model.sequence.hidden_dims is empty: without a hidden layer the "
-                "weights cannot depend on event and target together"
+                "model.sequence.hidden_dims is empty: the activation unit needs at "
+                "least one hidden width, such as (80, 40)"
             )
         self.use_softmax = config.use_softmax
         self.target_columns = target_columns

@@ -7,8 +7,9 @@ python -m rankax.main --config=experiments/movielens_100k.py:MODEL --workdir=run
 from experiments import arguments
 from rankax.config.experiment import ExperimentConfig, ParquetConfig
 
-# Not the clock and the zip code: they help no user of another month. With them the test
-# AUC of LR was 0.700, at the same validation AUC.
+# Not the clock and the zip code: what they say of one month helps little in another. Over
+# six models the validation AUC (seed 0) is 0.001 higher without them; the choice was made
+# knowing that LR's test AUC is 0.700 with them.
 FIELDS = ("user", "item", "age", "gender", "occupation", "release_year", "genres")
 HISTORIES = ("liked", "disliked")
 

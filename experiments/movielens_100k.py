@@ -2,14 +2,25 @@ r"""MovieLens 100K: is the rating at least 4? Split by time, 85 % of test users 
 
 python -m data_pipelines.movielens --raw=ml-100k --out=datasets/movielens_100k
 python -m rankax.main --config=experiments/movielens_100k.py:MODEL --workdir=runs/movielens/MODEL-0
+
+Ours: test AUC and time (seeds 0, 1, 2; one CPU core); no published figure:
+    lr-none       0.7067 ± 0.0013     7 s
+    fm-none       0.7152 ± 0.0020     6 s
+    dnn-mean      0.7190 ± 0.0044    16 s
+    deepfm-mean   0.7192 ± 0.0032    18 s
+    dlrm-mean     0.7160 ± 0.0040    14 s
+    mc_mlcc-mean  0.7191 ± 0.0040    35 s
+    dcnv2-none    0.7165 ± 0.0011    14 s
+    dcnv2-mean    0.7187 ± 0.0018    20 s
+    dcnv2-din     0.7328 ± 0.0003   128 s
 """
 
 from experiments import arguments
 from rankax.config.experiment import ExperimentConfig, ParquetConfig
 
-# Not the clock and the zip code: what they say of one month helps little in another. Over
-# six models the validation AUC (seed 0) is 0.001 higher without them; the choice was made
-# knowing that LR's test AUC is 0.700 with them.
+# Not the clock and the zip code: what they say of one month helps little in another. This
+# was chosen knowing that LR's test AUC is 0.700 with them; the validation AUC of six models
+# (seed 0) differed by less than 0.004 either way.
 FIELDS = ("user", "item", "age", "gender", "occupation", "release_year", "genres")
 HISTORIES = ("liked", "disliked")
 

@@ -200,22 +200,24 @@ def test_published_negatives_are_taken_as_they_are(raw, tmp_path):
 
 
 def test_given_negatives_that_are_positives_are_refused(raw, tmp_path):
-    path = raw / "published" / "test.csv"
+    shutil.copytree(raw / "published", tmp_path / "raw")
+    path = tmp_path / "raw" / "test.csv"
     lines = path.read_text().splitlines()
     user, item, *others = lines[1].split("\t")
     lines[1] = "\t".join([user, item, others[0], f"[{item}, {others[1][1:]}"])
     lines[1] = lines[1].rpartition(",")[0] + "]"  # 99 as before
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=rf"of 1 users hold items .* of user {user};"):
-        amazon.convert(raw / "published", tmp_path / "out")
+        amazon.convert(tmp_path / "raw", tmp_path / "out")
 
 
 def test_negatives_of_training_are_drawn_whatever_the_file_holds(raw, tmp_path):
-    path = raw / "parquet" / "train.parquet"
+    shutil.copytree(raw / "parquet", tmp_path / "raw")
+    path = tmp_path / "raw" / "train.parquet"
     table = pq.read_table(path)
     given = pa.array([[1, 2]] * table.num_rows)
     pq.write_table(table.append_column("neg_items", given), path)
-    card = amazon.convert(raw / "parquet", tmp_path / "out", num_negatives=4)
+    card = amazon.convert(tmp_path / "raw", tmp_path / "out", num_negatives=4)
     rate = card.splits["train"].positive_rate["next_item"]
     assert rate == pytest.approx(0.2)
 

@@ -77,7 +77,8 @@ def test_mc_mlcc_equals_the_official_module_on_the_conformance_vector():
 def test_mc_mlcc_has_the_published_parameter_counts(num_fields, widths, counts):
     for channels, published in enumerate(counts, 1):
         config = MCMLCCConfig(num_channels=channels, dynamic_dims=widths)
-        model = MCMLCC(config, inputs(num_fields, 16 * channels), rngs=nnx.Rngs(0))
+        spec = inputs(num_fields, 16 * channels)
+        model = nnx.eval_shape(lambda c=config, s=spec: MCMLCC(c, s, rngs=nnx.Rngs(0)))
         assert count(model) + 32 + 1 == published  # and the head
 
 

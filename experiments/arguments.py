@@ -1,12 +1,13 @@
 """The part after the colon of --config=experiments/FILE.py:MODEL-HISTORY."""
 
 from collections.abc import Iterable
+import dataclasses
 
 from rankax.config.base import ConfigError, suggest
 from rankax.config.experiment import ExperimentConfig, MeanPoolingConfig
 from rankax.data.card import Field, SequenceField
 from rankax.models import backbones  # noqa: F401  registers the names
-from rankax.models.base import named_config
+from rankax.models.base import named_config, registered
 from rankax.models.sequences.din import DINConfig
 
 HISTORIES = ("din", "mean", "none")
@@ -41,8 +42,15 @@ def without_sequences(fields: Iterable[Field]) -> tuple[str, ...]:
 
 
 def set_model(config: ExperimentConfig, model: str, history: str, **options) -> None:
-    """Sets backbone and sequence encoder; the options are the backbone's."""
-    config.model.backbone = named_config(model, **options)
+    """Sets backbone and sequence encoder.
+
+    The options are the backbone's; what only other backbones have (FM has no dropout)
+    is left out.
+    """
+    known = {f.name for cls in registered().values() for f in dataclasses.fields(cls)}
+    lacking = known - {f.name for f in dataclasses.fields(named_config(model))}
+    own = {name: value for name, value in options.items() if name not in lacking}
+    config.model.backbone = named_config(model, **own)
     config.model.sequence = (
         DINConfig(hidden_dims=(32, 16)) if history == "din" else MeanPoolingConfig()
     )

@@ -28,9 +28,7 @@ def get_config(arg: str = "") -> ExperimentConfig:
     # DLRM has a tower for numbers; the others take the leaderboards' ranges as ids.
     numbers = criteo.NUMERIC if model == "dlrm" else criteo.BUCKETS
     config.data.fields = (*numbers, *criteo.CATEGORICAL)
-    arguments.set_model(config, model, history, embedding_init_std=0.01)
-    if hasattr(config.model.backbone, "dropout"):
-        config.model.backbone.dropout = 0.3
+    arguments.set_model(config, model, history, embedding_init_std=0.01, dropout=0.3)
     config.train.batch_size = 256
     config.train.num_epochs = 20
     config.optimizer.dense.learning_rate = 1e-3

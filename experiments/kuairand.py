@@ -22,9 +22,7 @@ def get_config(arg: str = "") -> ExperimentConfig:
     config.data.source = ParquetConfig(path="datasets/kuairand")
     if history == "none":
         config.data.fields = arguments.without_sequences(kuairand.FIELDS)
-    arguments.set_model(config, model, history, embedding_init_std=0.01)
-    if hasattr(config.model.backbone, "dropout"):
-        config.model.backbone.dropout = 0.2
+    arguments.set_model(config, model, history, embedding_init_std=0.01, dropout=0.2)
     config.train.batch_size = 1024
     config.train.num_epochs = 10
     config.optimizer.dense.learning_rate = 5e-3 if model == "lr" else 1e-3

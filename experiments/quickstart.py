@@ -22,10 +22,8 @@ def get_config(arg: str = "") -> ExperimentConfig:
         config.data.fields = arguments.without_sequences(
             synthetic.card(config.data.source).fields
         )
-    arguments.set_model(config, model, history, embedding_init_std=0.05)
-    if hasattr(config.model.backbone, "dropout"):
-        # One pass over the data: nothing is seen twice, so nothing overfits.
-        config.model.backbone.dropout = 0.0
+    # No dropout: in one pass over the data nothing is seen twice, so nothing overfits.
+    arguments.set_model(config, model, history, embedding_init_std=0.05, dropout=0.0)
     config.train.batch_size = 1024
     config.train.num_epochs = 1
     config.optimizer.dense.learning_rate = 3e-3

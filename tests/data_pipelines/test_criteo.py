@@ -3,6 +3,7 @@ import json
 import math
 import pathlib
 
+from dataset_arrays import arrays_of, assert_same_datasets
 from made_up import criteo as made_up
 import numpy as np
 import pyarrow as pa
@@ -10,12 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import criteo, raw_files
-from rankax.config.experiment import ParquetConfig
 from rankax.data import card as cards
-from rankax.data import packing
 from rankax.data.card import DataError
 from rankax.data.schema import Schema
-from rankax.data.source import load_card, open_split
 from rankax.models import backbones  # noqa: F401
 
 KAGGLE, TERABYTE = "criteo_kaggle_16k.parquet", "criteo_terabyte_day0_10k.parquet"
@@ -30,27 +28,6 @@ def raw(tmp_path) -> pathlib.Path:
     made_up.write_parquet(folder)
     made_up.write_published(folder)
     return folder
-
-
-def arrays_of(folder: pathlib.Path, split: str) -> dict[str, np.ndarray]:
-    config = ParquetConfig(path=str(folder))
-    schema = Schema.select(load_card(config))
-    source = open_split(config, split, schema)
-    parts = [
-        packing.pack(source.read(group), schema, where=split)
-        for group in range(len(source.rows_per_group))
-    ]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def assert_same_datasets(one: pathlib.Path, other: pathlib.Path) -> None:
-    for split in ("train", "valid", "test"):
-        a, b = arrays_of(one, split), arrays_of(other, split)
-        assert a.keys() == b.keys() and a["ids"].size
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key], err_msg=f"{split} {key}")
-    names = [(s.name, s.values) for s in cards.load(one).slices]
-    assert names == [(s.name, s.values) for s in cards.load(other).slices]
 
 
 def num_rows(card: cards.Card) -> list[int]:

@@ -1,15 +1,12 @@
 import pathlib
 
+from dataset_arrays import arrays_of
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import frappe
-from rankax.config.experiment import ParquetConfig
-from rankax.data import packing
-from rankax.data.schema import Schema
-from rankax.data.source import load_card, open_split
 
 MADE_UP = {
     "train": frappe.RawSplit("train_reconstructed.parquet", 300, 0.25),
@@ -43,17 +40,6 @@ def raw(tmp_path, monkeypatch) -> pathlib.Path:
     return folder
 
 
-def read_all(folder: pathlib.Path, split: str) -> dict[str, np.ndarray]:
-    config = ParquetConfig(path=str(folder))
-    schema = Schema.select(load_card(config))
-    source = open_split(config, split, schema)
-    parts = [
-        packing.pack(source.read(group), schema, where=split)
-        for group in range(len(source.rows_per_group))
-    ]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
 def test_fields_have_5382_ids_in_ten_tables():
     assert len(frappe.FIELDS) == 10 and sum(frappe.FIELDS.values()) == 5382
     first = np.cumsum([0, *frappe.FIELDS.values()])[:-1].tolist()
@@ -69,7 +55,7 @@ def test_ids_lose_their_offsets(raw, tmp_path, capsys):
         in capsys.readouterr().out
     )
     table = pq.read_table(raw / "valid.parquet")
-    arrays = read_all(out, "valid")
+    arrays = arrays_of(out, "valid")
     offset = 0
     for i, (name, num_ids) in enumerate(frappe.FIELDS.items()):
         assert arrays["ids"][:, i].tolist() == [
@@ -122,7 +108,7 @@ def test_real_files_convert(real_data, tmp_path):
         "valid": 57_722,
         "test": 28_860,
     }
-    arrays = read_all(tmp_path / "out", "train")
+    arrays = arrays_of(tmp_path / "out", "train")
     largest = arrays["ids"].max(axis=0) + 1
     assert largest.tolist() == list(frappe.FIELDS.values())
     assert arrays["labels"].mean() == pytest.approx(67_604 / 202_027)

@@ -1,6 +1,7 @@
 import json
 import pathlib
 
+from dataset_arrays import arrays_of
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -10,11 +11,8 @@ import pytest
 from data_pipelines import raw_files, tabular, vocabulary
 from data_pipelines.conversion import TableRows
 from data_pipelines.plan import LabelRule, Plan
-from rankax.config.experiment import ParquetConfig
 from rankax.data import card as cards
-from rankax.data import packing, transforms
-from rankax.data.schema import Schema
-from rankax.data.source import open_split
+from rankax.data import transforms
 
 TRAIN = """\
 user,item,tags,price,hist_items,hist_tags,rating,click,when,place
@@ -65,16 +63,6 @@ def fails(*flags: str, **files) -> str:
     return text
 
 
-def arrays_of(split: str) -> dict[str, np.ndarray]:
-    schema = Schema.select(cards.load("out"))
-    source = open_split(ParquetConfig(path="out"), split, schema)
-    parts = [
-        packing.pack(source.read(g), schema, where=split)
-        for g in range(len(source.rows_per_group))
-    ]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
 def rewrite_as_parquet(name: str, **changes: pa.Array) -> None:
     """Writes the CSV of that name as Parquet with typed lists."""
     table = pyarrow.csv.read_csv(
@@ -104,7 +92,7 @@ def rewrite_as_parquet(name: str, **changes: pa.Array) -> None:
 
 def test_csv_becomes_the_packed_arrays_one_would_write_by_hand(folder, capsys):
     card = run(*FLAGS)
-    train, valid = arrays_of("train"), arrays_of("valid")
+    train, valid = arrays_of("out", "train"), arrays_of("out", "valid")
     # Vocabularies by falling count over fields and sequences together, then by id:
     # user ann bob; item 10 (4 times) 11 (3) 12; tags b (4) a (3) c (2).
     np.testing.assert_array_equal(
@@ -193,14 +181,14 @@ def test_rare_ids_are_unknown_ids(folder):
         {"row": 1, "kind": "id", "id": 10, "count": 4},
         {"row": 2, "kind": "id", "id": 11, "count": 3},
     ]
-    assert arrays_of("train")["ids"][:, 1].tolist() == [1, 2, 1, 0]
+    assert arrays_of("out", "train")["ids"][:, 1].tolist() == [1, 2, 1, 0]
 
 
 def test_an_id_that_is_missing_in_valid_only_is_an_unknown_id(folder):
     pathlib.Path("train.csv").write_text("user,click\nann,1\nbob,0\n")
     pathlib.Path("valid.csv").write_text("user,click\n,1\nann,0\n")
     run("--categorical=user", "--label=click")
-    assert arrays_of("valid")["ids"][:, 0].tolist() == [0, 1]
+    assert arrays_of("out", "valid")["ids"][:, 0].tolist() == [0, 1]
     counts = json.loads(pathlib.Path("out/conversion.json").read_text())
     assert counts["missing_and_unknown"]["valid"] == {"user: missing": 1}
 
@@ -243,18 +231,23 @@ def test_slices_number_the_values_of_all_splits(folder):
             name="user", column="_slice_user", values=("ann", "bob", "missing", "zoe")
         ),
     )
-    assert arrays_of("train")["slices"].tolist() == [[0, 0], [1, 1], [0, 0], [2, 2]]
-    assert arrays_of("valid")["slices"].tolist() == [[0, 3], [1, 1]]
+    assert arrays_of("out", "train")["slices"].tolist() == [
+        [0, 0],
+        [1, 1],
+        [0, 0],
+        [2, 2],
+    ]
+    assert arrays_of("out", "valid")["slices"].tolist() == [[0, 3], [1, 1]]
 
 
 def test_parquet_input_equals_csv_input(folder):
     run(*FLAGS)
-    from_csv = arrays_of("train"), arrays_of("valid")
+    from_csv = arrays_of("out", "train"), arrays_of("out", "valid")
     rewrite_as_parquet("train")
     rewrite_as_parquet("valid")
     run(*FLAGS, "--overwrite", train="train.parquet", valid="valid.parquet")
     for old, split in zip(from_csv, ("train", "valid"), strict=True):
-        new = arrays_of(split)
+        new = arrays_of("out", split)
         assert new.keys() == old.keys()
         for key in new:
             np.testing.assert_array_equal(new[key], old[key])
@@ -269,12 +262,12 @@ def test_chunk_sizes_change_nothing(folder, monkeypatch):
     pathlib.Path("train.csv").write_text("\n".join(["user,item,tags,click", *rows]))
     flags = ["--categorical=user,item", "--list=tags:3", "--label=click"]
     run(*flags, valid="train.csv")
-    whole = arrays_of("train")
+    whole = arrays_of("out", "train")
     monkeypatch.setattr(raw_files, "CSV_BLOCK_BYTES", 300)
     monkeypatch.setattr(vocabulary, "MERGE_ROWS", 20)
     card = run(*flags, "--overwrite", "--rows_per_group=64", valid="train.csv")
     assert pq.read_metadata("out/train/00000.parquet").num_row_groups == 8
-    for key, array in arrays_of("train").items():
+    for key, array in arrays_of("out", "train").items():
         np.testing.assert_array_equal(array, whole[key])
     assert card.tables[1].num_rows == 1 + len({row.split(",")[1] for row in rows})
 
@@ -294,7 +287,7 @@ def test_hashed_tables_keep_integers_and_hash_text_stably(folder):
     train = pq.read_table("out/train/00000.parquet")
     assert train["item"].to_pylist() == [10, 11, 10, empty]
     assert not pathlib.Path("out/vocabularies/item.parquet").exists()
-    assert arrays_of("valid")["ids"][:, 1].max() < 1000
+    assert arrays_of("out", "valid")["ids"][:, 1].max() < 1000
 
 
 def test_share_gives_a_column_the_table_of_another(folder):
@@ -315,8 +308,8 @@ def test_other_missing_markers_and_separators(folder):
     pathlib.Path("train.csv").write_text(text)
     pathlib.Path("valid.csv").write_text(VALID.replace("|", ";"))
     run(*FLAGS, "--missing=NA", "--separator=;")
-    assert arrays_of("train")["ids"][:, 1].tolist() == [1, 4, 1, 4]
-    assert arrays_of("train")["lengths"][0].tolist() == [2, 2]
+    assert arrays_of("out", "train")["ids"][:, 1].tolist() == [1, 4, 1, 4]
+    assert arrays_of("out", "train")["lengths"][0].tolist() == [2, 2]
 
 
 def test_text_that_reads_like_a_missing_value_stays_text(folder):
@@ -337,7 +330,7 @@ def test_boolean_labels_weights_and_compressed_tsv(folder):
         train="train.tsv.gz",
         valid="train.tsv.gz",
     )
-    arrays = arrays_of("valid")
+    arrays = arrays_of("out", "valid")
     assert arrays["labels"][:, 0].tolist() == [1, 0]
     assert arrays["weight"].tolist() == [2, 0.5]
 
@@ -348,7 +341,7 @@ def test_folder_of_files_is_read_by_name(folder):
     pathlib.Path("parts/a.csv").write_text("user,click\nann,1\nbob,1\n")
     pathlib.Path("parts/notes.txt").write_text("not data")
     run("--categorical=user", "--label=click", train="parts", valid="parts")
-    assert arrays_of("train")["labels"][:, 0].tolist() == [1, 1, 0]
+    assert arrays_of("out", "train")["labels"][:, 0].tolist() == [1, 1, 0]
 
 
 # ---------------------------------------------------------------- one file, a rule
@@ -360,7 +353,10 @@ def test_time_split_puts_the_oldest_first_and_keeps_equal_times_together(folder)
     pathlib.Path("all.csv").write_text("\n".join(["when,click", *rows]))
     flags = ["--data=all.csv", "--label=click", "--time=when", "--out=out"]
     tabular.main([*flags, "--split=time:when:0.4,0.3,0.3"])
-    of = {name: arrays_of(name)["time"].tolist() for name in ("train", "valid", "test")}
+    of = {
+        name: arrays_of("out", name)["time"].tolist()
+        for name in ("train", "valid", "test")
+    }
     # Sorted: 1 2 3 3 | 3 5 6 | 7 8 9; all 3s go where the cut's value goes.
     assert of == {"train": [1, 2], "valid": [5, 3, 3, 3, 6], "test": [9, 7, 8]}
     assert "valid from 3, test from 7" in cards.load("out").split_rule
@@ -371,14 +367,14 @@ def test_random_split_has_the_shares_and_every_row_once(folder, monkeypatch):
     pathlib.Path("all.csv").write_text("\n".join(["row,click", *rows]))
     flags = ["--data=all.csv", "--time=row", "--label=click", "--out=out"]
     tabular.main([*flags, "--split=random:0.8,0.1,0.1:seed=3"])
-    of = {name: arrays_of(name)["time"] for name in ("train", "valid", "test")}
+    of = {name: arrays_of("out", name)["time"] for name in ("train", "valid", "test")}
     assert sorted(np.concatenate(list(of.values()))) == list(range(5000))
     assert abs(len(of["train"]) - 4000) < 150 and abs(len(of["valid"]) - 500) < 110
     monkeypatch.setattr(raw_files, "CSV_BLOCK_BYTES", 1000)
     tabular.main([*flags, "--split=random:0.8,0.1,0.1:seed=3", "--overwrite"])
-    np.testing.assert_array_equal(arrays_of("test")["time"], of["test"])
+    np.testing.assert_array_equal(arrays_of("out", "test")["time"], of["test"])
     tabular.main([*flags, "--split=random:0.8,0.1,0.1:seed=4", "--overwrite"])
-    assert set(arrays_of("test")["time"]) != set(of["test"])
+    assert set(arrays_of("out", "test")["time"]) != set(of["test"])
 
 
 def test_column_split_and_vocabulary_of_its_train_rows(folder):
@@ -387,7 +383,7 @@ def test_column_split_and_vocabulary_of_its_train_rows(folder):
     flags = ["--data=all.csv", "--categorical=user", "--label=click", "--out=out"]
     tabular.main([*flags, "--split=column:part"])
     assert cards.load("out").tables[0].num_rows == 2
-    assert arrays_of("test")["ids"].tolist() == [[0]]
+    assert arrays_of("out", "test")["ids"].tolist() == [[0]]
     pathlib.Path("all.csv").write_text(rows.replace("valid", "dev"))
     with pytest.raises(SystemExit, match=r"holds \['dev'\] and 0 missing values"):
         tabular.main([*flags, "--split=column:part", "--overwrite"])
@@ -500,7 +496,7 @@ def test_existing_dataset_is_kept_unless_told_otherwise(folder):
     with pytest.raises(SystemExit, match=r"not labels 0 or 1"):
         run(*FLAGS, "--overwrite")
     assert pathlib.Path("out/dataset.json").read_text() == before
-    assert len(arrays_of("train")["weight"]) == 4
+    assert len(arrays_of("out", "train")["weight"]) == 4
 
 
 # ---------------------------------------------------------------- docs

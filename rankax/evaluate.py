@@ -59,6 +59,7 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         )
         result[split] = evaluation.metrics
         result[f"{split}_slices"] = evaluation.slices
+        result[f"{split}_tables"] = evaluation.tables
         for name, value in evaluation.metrics.items():
             console.message(f"{split:5}  {name:28} {value:.6g}")
         tell_worst_slices(console, split, evaluation.metrics, evaluation.slices)

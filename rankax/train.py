@@ -16,6 +16,8 @@ import numpy as np
 from rankax.config.experiment import ExperimentConfig
 from rankax.data import lanes
 from rankax.data.lanes import Position
+from rankax.embeddings import counters
+from rankax.embeddings.engine import TableEngine
 from rankax.observe import environment, report
 from rankax.observe.console import Console, Track
 from rankax.observe.writers import MetricsWriter
@@ -52,6 +54,7 @@ class Progress:
         wall_seconds: of the processes before this one, up to their last checkpoint.
         plateau: selection metric and learning-rate reductions.
         best_metrics: validation metrics of the best evaluation.
+        tables: what each table was asked for (`rankax.embeddings.counters`).
         is_stopped: early stopping has ended the run.
     """
 
@@ -63,6 +66,7 @@ class Progress:
     wall_seconds: float = 0.0
     plateau: Plateau = dataclasses.field(default_factory=Plateau)
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    tables: counters.Summary = dataclasses.field(default_factory=dict)
     is_stopped: bool = False
 
     @classmethod
@@ -148,17 +152,19 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
             factor = progress.plateau.factor * schedule.factor(
                 config.optimizer.schedule, step, num_steps
             )
-            state, loss = steps.train(state, batch, factor=factor)
+            state, loss, counts = steps.train(state, batch, factor=factor)
             step += 1
             progress.position = position.to_dict()
-            window.add(loss, int(num_examples))
+            window.add(loss, counts, int(num_examples))
 
             is_last = step == num_steps
             is_evaluation = step % evaluate_every == 0 or is_last
             every = config.checkpoint.every_steps
             is_save = is_evaluation or (every and step % every == 0)
             if step % config.observe.log_every == 0 or is_save:
-                values, first_bad_step = window.close(progress, state)
+                values, tables, first_bad_step = window.close(
+                    progress, state, steps.engine
+                )
                 _check_finite(first_bad_step, config, folder)
                 values["learning_rate"] = factor * config.optimizer.dense.learning_rate
                 writer.write(
@@ -166,6 +172,12 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
                     split="train",
                     epoch=_epoch(position, config, per_epoch),
                     values=values,
+                )
+                writer.write(
+                    step=step,
+                    split="tables",
+                    epoch=_epoch(position, config, per_epoch),
+                    values=counters.log_values(tables),
                 )
                 track.update(
                     step,
@@ -249,6 +261,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         ),
         "num_dense_parameters": steps.num_dense_parameters,
         "num_table_parameters": steps.engine.plan.num_parameters,
+        "tables": {"train": progress.tables, "test": test.tables},
         "versions": environment.versions(),
         "hardware": environment.hardware(),
         "calibration_table": test.calibration,
@@ -277,15 +290,17 @@ class _Window:
     def __init__(self) -> None:
         self.wait_seconds = 0.0
         self._losses: list[jax.Array] = []
+        self._counts: list[counters.Counts] = []
         self._flying: deque[jax.Array] = deque()
         self._examples: list[int] = []
         self._untimed = 0  # examples of the step that ends the compilation
         self._started = 0.0
         self._is_timed = False
 
-    def add(self, loss: jax.Array, num_examples: int) -> None:
+    def add(self, loss: jax.Array, counts: counters.Counts, num_examples: int) -> None:
         """Takes in a step that was just given to the devices."""
         self._losses.append(loss)
+        self._counts.append(counts)
         self._flying.append(loss)
         self._examples.append(num_examples)
         if not self._is_timed:
@@ -298,10 +313,22 @@ class _Window:
             self._flying.popleft().block_until_ready()
 
     def close(
-        self, progress: Progress, state: TrainState
-    ) -> tuple[dict[str, float], int]:
-        """Ends the window in one transfer: its log values, and `first_bad_step`."""
-        losses, bad = jax.device_get((self._losses, state.first_bad_step))
+        self, progress: Progress, state: TrainState, engine: TableEngine
+    ) -> tuple[dict[str, float], counters.Summary, int]:
+        """Ends the window in one transfer.
+
+        Returns:
+            Its log values, what each table was asked for, and `first_bad_step`.
+
+        Raises:
+            RoutingOverflowError: a batch that no number of rounds could carry.
+        """
+        losses, counts, bad = jax.device_get(
+            (self._losses, self._counts, state.first_bad_step)
+        )
+        engine.check_rounds(counts)
+        tables = counters.summarize(engine.plan, counts)
+        progress.tables = counters.add(progress.tables, tables)
         seconds = time.monotonic() - self._started
         examples = sum(self._examples)
         timed = examples - self._untimed
@@ -313,9 +340,9 @@ class _Window:
             progress.wait_seconds += self.wait_seconds
             values["examples_per_second"] = timed / seconds
             values["input_wait"] = self.wait_seconds / seconds
-        self._losses, self._examples, self._untimed = [], [], 0
+        self._losses, self._counts, self._examples, self._untimed = [], [], [], 0
         self._started, self.wait_seconds = time.monotonic(), 0.0
-        return values, int(bad)
+        return values, tables, int(bad)
 
 
 def _check_finite(

@@ -7,12 +7,22 @@ single value cannot show (batch against lanes, one option against another) stand
 
 from collections.abc import Mapping
 import dataclasses
+import itertools
 import math
 
 from rankax.config.base import Config, ConfigError, suggest
 
 DENSE_OPTIMIZERS = ("adam", "adamw", "adagrad", "sgd")
-ROW_OPTIMIZERS = ("rowwise_adagrad", "sgd")
+# Row optimizer -> those of its options that not all of them use.
+ROW_OPTIMIZERS = {
+    "rowwise_adagrad": ("eps", "initial_accumulator"),
+    "adagrad": ("eps", "initial_accumulator"),
+    "lazy_adam": ("b1", "b2", "eps"),
+    "sgd": (),
+}
+ROW_DTYPES = ("float32", "bfloat16")
+OUT_OF_RANGE = ("error", "default_row")
+DEDUPLICATE = ("host", "device")
 DECAYS = ("constant", "linear", "cosine")
 
 
@@ -30,6 +40,8 @@ NOT_OF_THE_RUN = (
     "eval.top_k",
     "mesh",
     "observe",
+    "tables.capacity_margin",
+    "tables.deduplicate",
 )
 
 
@@ -124,10 +136,24 @@ class TablesConfig(Config):
             any device count that divides it can train or restore.
         replicate_below_bytes: smaller tables are replicated and trained as dense
             parameters.
+        dtype: of row-sharded rows, "float32" or "bfloat16" (half the memory, written
+            with stochastic rounding; optimizer state stays float32).
+        out_of_range: an id outside a table of direct ids is an "error", or is looked
+            up in a trained "default_row" that every such table then has, and counted.
+        deduplicate: where repeated ids are found, on the "host" (in the reader's
+            thread) or on the "device" (where the host cannot keep up). Same results.
+        capacity_margin: room for one owner in an exchange, in standard deviations
+            above the mean. What does not fit takes more rounds. Same results.
+        track_last_step: keep the step of each row's last update, 4 bytes a row.
     """
 
     num_shards: int = 1024
     replicate_below_bytes: int = 1 << 20
+    dtype: str = "float32"
+    out_of_range: str = "error"
+    deduplicate: str = "host"
+    capacity_margin: float = 6.0
+    track_last_step: bool = False
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -197,12 +223,22 @@ class DenseOptimizerConfig(Config):
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class SparseOptimizerConfig(Config):
-    """Row optimizer of row-sharded tables; formulas in `embeddings/optimizers.py`."""
+    """Row optimizer of row-sharded tables; formulas in `embeddings/optimizers.py`.
+
+    Attributes:
+        initial_accumulator: of both kinds of Adagrad.
+        b1: decay of the gradient's mean, "lazy_adam" only.
+        b2: decay of the squared gradient's mean, "lazy_adam" only.
+        weight_decay: decoupled decay of the rows that a step touches.
+    """
 
     name: str = "rowwise_adagrad"
     learning_rate: float = 0.02
     eps: float = 1e-8
     initial_accumulator: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -325,6 +361,7 @@ def _ranges(config: ExperimentConfig) -> list[str]:
         "data.prefetch_batches": (c.data.prefetch_batches, 1),
         "tables.num_shards": (c.tables.num_shards, 1),
         "tables.replicate_below_bytes": (c.tables.replicate_below_bytes, 0),
+        "tables.capacity_margin": (c.tables.capacity_margin, 0),
         "train.seed": (c.train.seed, 0),
         "train.batch_size": (c.train.batch_size, 1),
         "train.num_steps": (c.train.num_steps, 0),
@@ -340,6 +377,9 @@ def _ranges(config: ExperimentConfig) -> list[str]:
             c.optimizer.sparse.initial_accumulator,
             0,
         ),
+        "optimizer.sparse.b1": (c.optimizer.sparse.b1, 0),
+        "optimizer.sparse.b2": (c.optimizer.sparse.b2, 0),
+        "optimizer.sparse.weight_decay": (c.optimizer.sparse.weight_decay, 0),
         "optimizer.schedule.warmup_steps": (c.optimizer.schedule.warmup_steps, 0),
         "optimizer.schedule.plateau_factor": (c.optimizer.schedule.plateau_factor, 0),
         "optimizer.schedule.plateau_patience": (
@@ -366,8 +406,14 @@ def _ranges(config: ExperimentConfig) -> list[str]:
 def _choices(config: ExperimentConfig) -> list[str]:
     """Names that must be one of a list."""
     choices = {
+        "tables.dtype": (config.tables.dtype, ROW_DTYPES),
+        "tables.out_of_range": (config.tables.out_of_range, OUT_OF_RANGE),
+        "tables.deduplicate": (config.tables.deduplicate, DEDUPLICATE),
         "optimizer.dense.name": (config.optimizer.dense.name, DENSE_OPTIMIZERS),
-        "optimizer.sparse.name": (config.optimizer.sparse.name, ROW_OPTIMIZERS),
+        "optimizer.sparse.name": (
+            config.optimizer.sparse.name,
+            tuple(ROW_OPTIMIZERS),
+        ),
         "optimizer.schedule.decay": (config.optimizer.schedule.decay, DECAYS),
     }
     return [
@@ -415,6 +461,7 @@ def _rules(config: ExperimentConfig) -> list[str]:
             f"optimizer.dense.weight_decay is used by 'adamw' only, not {dense.name!r};"
             " set optimizer.dense.l2 or the other optimizer"
         )
+    problems += _row_optimizer_rules(config.optimizer.sparse)
     if schedule.plateau_factor >= 1:
         problems.append(
             f"optimizer.schedule.plateau_factor = {schedule.plateau_factor} "
@@ -437,5 +484,32 @@ def _rules(config: ExperimentConfig) -> list[str]:
         problems.append(
             f"model.task_weights has {len(weights)} values for {len(data.tasks)} "
             f"tasks {data.tasks}"
+        )
+    return problems
+
+
+def _row_optimizer_rules(sparse: SparseOptimizerConfig) -> list[str]:
+    problems = []
+    own = ROW_OPTIMIZERS.get(sparse.name)
+    if own is None:  # reported with the other unknown names
+        return problems
+    default = SparseOptimizerConfig()
+    for option in sorted(set(itertools.chain(*ROW_OPTIMIZERS.values())) - set(own)):
+        value, usual = getattr(sparse, option), getattr(default, option)
+        if value != usual:
+            users = [name for name, other in ROW_OPTIMIZERS.items() if option in other]
+            problems.append(
+                f"optimizer.sparse.{option} = {value} is not used by {sparse.name!r} "
+                f"but by {', '.join(users)}; leave it at {usual} or choose one of those"
+            )
+    for option in ("b1", "b2"):
+        if getattr(sparse, option) >= 1:
+            problems.append(
+                f"optimizer.sparse.{option} = {getattr(sparse, option)} must be below 1"
+            )
+    if "eps" in own and sparse.eps == 0 and sparse.initial_accumulator == 0:
+        problems.append(
+            "optimizer.sparse.eps = 0 divides 0 by 0 where a gradient is zero; set it "
+            "to a small positive number"
         )
     return problems

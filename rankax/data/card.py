@@ -14,7 +14,7 @@ from rankax.config.base import suggest
 
 FORMAT = 1
 FILE_NAME = "dataset.json"
-COMBINERS = ("mean", "sum")
+COMBINERS = ("mean", "sum", "none")
 ID_MODES = ("direct", "hash")
 
 
@@ -30,7 +30,8 @@ class Table:
         name: unique in the card.
         num_rows: V, the number of rows after hashing or direct lookup.
         ids: "direct": the id is the row, in [0, V); "hash": any 64-bit integer is
-            hashed, salted with the table name, to a row.
+            hashed to a row. The salt is the table's name, not the field's, so that
+            fields and sequences that share a table agree on every id's row.
     """
 
     name: str
@@ -48,7 +49,10 @@ class CategoricalField:
         column: Parquet column; "" = `name`.
         max_length: 0 = one id per example; L > 0 = a list, of which the latest L
             are kept.
-        combiner: "mean" or "sum" over a list.
+        combiner: "mean" or "sum" over a list; "none" gives the backbone its L
+            embeddings one by one.
+        weights: Parquet column of a list of floats, one per id, by which "mean" and
+            "sum" weigh; "" = all 1.
     """
 
     name: str
@@ -56,6 +60,7 @@ class CategoricalField:
     column: str = ""
     max_length: int = 0
     combiner: str = "mean"
+    weights: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +197,7 @@ class Card:
                         f"field {field.name!r}: combiner {field.combiner!r} is "
                         f"unknown; {suggest(field.combiner, COMBINERS)}"
                     )
+                _check_weights(field)
             elif isinstance(field, SequenceField):
                 used = tuple(column.table for column in field.columns)
                 if field.max_length < 1 or not field.columns:
@@ -213,6 +219,11 @@ class Card:
             {"kind": kinds[type(field)], **dataclasses.asdict(field)}
             for field in self.fields
         ]
+        for entry in tree["fields"]:
+            # Left out where unused, so that a folder keeps the fingerprint it had
+            # before fields could have weights.
+            if not entry.get("weights"):
+                entry.pop("weights", None)
         return json.dumps(tree, indent=1) + "\n"
 
     def save(self, folder: str | pathlib.Path) -> None:
@@ -280,6 +291,23 @@ def _with_tuple(entry: Any, key: str) -> Any:
     if isinstance(entry, dict) and isinstance(entry.get(key), list):
         return {**entry, key: tuple(entry[key])}
     return entry
+
+
+def _check_weights(field: CategoricalField) -> None:
+    """Raises where there is nothing that the weights of a field could weigh."""
+    if not field.weights:
+        return
+    found = f"field {field.name!r} names weights {field.weights!r}"
+    if field.max_length < 1:
+        raise DataError(
+            f"{found}, but has one id per example (max_length = {field.max_length}); "
+            "weights belong to a list: set max_length, or leave weights away"
+        )
+    if field.combiner == "none":
+        raise DataError(
+            f"{found}, but combiner 'none' combines nothing; use 'sum' or 'mean', or "
+            "leave weights away"
+        )
 
 
 def _unique(what: str, names: list[str], card: str) -> None:

@@ -4,6 +4,7 @@ Ids become table rows here (`rankax.data.transforms`), and here every value is c
 what passes is finite, in range, and of the shape that the card promises.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 import numpy as np
@@ -21,7 +22,7 @@ ROWS_AT_A_TIME = 2048  # 40 columns of them stay in a core's second cache
 def needed_columns(schema: Schema) -> tuple[str, ...]:
     """Returns the Parquet columns that `pack` reads, each once."""
     card = schema.card
-    names = [slot.column for slot in schema.slots]
+    names = [name for slot in schema.slots for name in (slot.column, slot.weights)]
     names += [field.column or field.name for field in schema.numeric]
     names += [label.column or label.name for label in schema.labels]
     if schema.has_true_probability:
@@ -50,19 +51,29 @@ def pack(table: pa.Table, schema: Schema, *, where: str) -> dict[str, np.ndarray
     columns = _Columns(table, where)
     card, n = schema.card, table.num_rows
     ids, lengths = [], np.zeros((n, schema.num_bags), np.int32)
-    first_of_bag: dict[int, tuple[IdSlot, np.ndarray]] = {}
+    bag_weights = []
+    first_of_bag: dict[int, tuple[str, np.ndarray]] = {}
     for slot in schema.slots:
         if slot.bag < 0:
             values = columns.integers(slot.column, "one integer id per example")
             ids.append(_rows(values, slot, schema, where))
             continue
         values, offsets = columns.lists(slot.column)
-        first, first_offsets = first_of_bag.setdefault(slot.bag, (slot, offsets))
-        _check_aligned(first, first_offsets, slot, offsets, where)
-        rows, lengths[:, slot.bag] = _pad(
-            _rows(values, slot, schema, where), offsets, slot.width
-        )
+        first = first_of_bag.setdefault(slot.bag, (slot.column, offsets))
+        _check_aligned(slot, first, (slot.column, offsets), where)
+        kept = np.minimum(np.diff(offsets), slot.width)  # the latest L of each list
+        start = offsets[1:] - kept
+        rows = _windows(_rows(values, slot, schema, where), start, slot.width)
+        # PADDING has all bits set, so "or" writes it and leaves valid rows alone.
+        rows |= _padding_bits(slot.width)[kept]
         ids.append(rows)
+        lengths[:, slot.bag] = kept
+        if slot.weights:
+            values, offsets = columns.weights(slot)
+            _check_aligned(slot, first, (slot.weights, offsets), where)
+            weights = _windows(values, start, slot.width)
+            weights[rows == PADDING] = 0
+            bag_weights.append(weights)
     numeric = [columns.floats(field.column or field.name) for field in schema.numeric]
     labels = [columns.binary(label.column or label.name) for label in schema.labels]
     arrays = {
@@ -72,6 +83,8 @@ def pack(table: pa.Table, schema: Schema, *, where: str) -> dict[str, np.ndarray
         "labels": _side_by_side(labels, n, np.float32),
         "weight": np.ones(n, np.float32),
     }
+    if bag_weights:
+        arrays["bag_weights"] = _side_by_side(bag_weights, n, np.float32)
     if schema.has_true_probability:
         probabilities = [
             columns.floats(label.true_probability, minimum=0, maximum=1)
@@ -117,32 +130,25 @@ def _rows(values: np.ndarray, slot: IdSlot, schema: Schema, where: str) -> np.nd
         salt = transforms.table_salt(table.name)
         return transforms.hash_rows(values, num_rows=table.num_rows, salt=salt)
     return transforms.direct_rows(
-        values, num_rows=table.num_rows, table=table.name, field=slot.name, where=where
+        values,
+        num_rows=table.num_rows,
+        table=table.name,
+        field=slot.name,
+        where=where,
+        default_row=schema.default_rows.get(table.name),
     )
 
 
-def _pad(
-    rows: np.ndarray, offsets: np.ndarray, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts ragged rows to the latest L of each example, left-aligned.
+def _windows(values: np.ndarray, start: np.ndarray, width: int) -> np.ndarray:
+    """Returns [n, L], the L values from each start [n] on; zeros follow the last."""
+    tailed = np.concatenate([values, np.zeros(width, values.dtype)])
+    return np.lib.stride_tricks.sliding_window_view(tailed, width)[start]
 
-    Args:
-        rows: [v] int32, the lists one after another.
-        offsets: [n + 1], where each list starts and ends in `rows`.
-        width: L.
 
-    Returns:
-        [n, L] int32 with `PADDING` at the end of short lists, and lengths [n].
-    """
-    lengths = np.minimum(np.diff(offsets), width)
-    start = offsets[1:] - lengths
-    # A window of L rows from every start; the tail of zeros lets the last ones exist.
-    tailed = np.concatenate([rows, np.zeros(width, np.int32)])
-    padded = np.lib.stride_tricks.sliding_window_view(tailed, width)[start]
-    # PADDING has all bits set, so "or" writes it and leaves the valid rows as they are.
+def _padding_bits(width: int) -> np.ndarray:
+    """Returns by length [L + 1, L] int32: `PADDING` from that place on, 0 before."""
     is_padding = np.arange(width)[None, :] >= np.arange(width + 1)[:, None]
-    padded |= np.where(is_padding, PADDING, 0).astype(np.int32)[lengths]
-    return padded, lengths.astype(np.int32)
+    return np.where(is_padding, PADDING, 0).astype(np.int32)
 
 
 def _side_by_side(columns: list[np.ndarray], n: int, dtype: type) -> np.ndarray:
@@ -161,22 +167,29 @@ def _side_by_side(columns: list[np.ndarray], n: int, dtype: type) -> np.ndarray:
 
 
 def _check_aligned(
-    first: IdSlot,
-    first_offsets: np.ndarray,
     slot: IdSlot,
-    offsets: np.ndarray,
+    first: tuple[str, np.ndarray],
+    other: tuple[str, np.ndarray],
     where: str,
 ) -> None:
-    """Raises unless two columns of one sequence have equal lengths in every row."""
-    expected, found = np.diff(first_offsets), np.diff(offsets)
+    """Raises unless two list columns of one field have equal lengths in every row.
+
+    Args:
+        slot: of the field, for the message.
+        first: name and offsets [n + 1] of a column.
+        other: the same of the column to compare with it.
+        where: opens the message.
+    """
+    expected, found = np.diff(first[1]), np.diff(other[1])
     (bad,) = np.nonzero(expected != found)
     if bad.size:
         row = int(bad[0])
+        kind, entry = ("list", "id") if slot.combiner else ("sequence", "event")
         raise DataError(
-            f"{where}: sequence {slot.field!r} has columns of unequal lengths in "
-            f"{bad.size} rows; first in row {row}: {first.column!r} has "
-            f"{expected[row]} events, {slot.column!r} has {found[row]}; all columns of "
-            "a sequence describe the same events, write one value per event"
+            f"{where}: {kind} {slot.field!r} has columns of unequal lengths in "
+            f"{bad.size} rows; first in row {row}: {first[0]!r} has {expected[row]} "
+            f"{entry}s, {other[0]!r} has {found[row]}; all columns of a {kind} "
+            f"describe the same {entry}s, write one value per {entry}"
         )
 
 
@@ -202,17 +215,26 @@ class _Columns:
         return values.astype(np.int32)
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns all values [v] of a list column and its offsets [n + 1] from 0."""
-        column = self._column(name)
-        kind = column.type
-        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-        if not is_list or not pa.types.is_integer(kind.value_type):
-            raise self._wrong_type(name, kind, "a list of integer ids per example")
-        # `offsets` minds the slice that the column may be, `values` does not.
-        offsets = column.offsets.to_numpy().astype(np.int64)
-        values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
-        self._refuse_nulls(name, values, "list elements")
-        return values.to_numpy(zero_copy_only=True), offsets - offsets[0]
+        """Returns all ids [v] of a list column and its offsets [n + 1] from 0."""
+        expected = "a list of integer ids per example"
+        return self._ragged(name, expected, pa.types.is_integer)
+
+    def weights(self, slot: IdSlot) -> tuple[np.ndarray, np.ndarray]:
+        """Returns all weights [v] float32 of a list and their offsets [n + 1]."""
+        values, offsets = self._ragged(
+            slot.weights,
+            f"a list of weights per example, a number per id of {slot.column!r}",
+            lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind),
+        )
+        with np.errstate(over="ignore"):  # the check names what overflows
+            values = values.astype(np.float32)
+        bad, expected = ~np.isfinite(values), "finite weights"
+        if slot.combiner == "mean":
+            bad |= values < 0
+            expected += " >= 0, as a mean needs them"
+        advice = "correct them when the data set is made"
+        self.check(slot.weights, values, bad, expected, advice, offsets=offsets)
+        return values, offsets
 
     def floats(
         self, name: str, *, minimum: float = -np.inf, maximum: float = np.inf
@@ -245,15 +267,40 @@ class _Columns:
         return column.to_numpy(zero_copy_only=True).astype(np.int64)
 
     def check(
-        self, name: str, values: np.ndarray, bad: np.ndarray, expected: str, advice: str
+        self,
+        name: str,
+        values: np.ndarray,
+        bad: np.ndarray,
+        expected: str,
+        advice: str,
+        *,
+        offsets: np.ndarray | None = None,
     ) -> None:
-        """Raises if any value is marked bad."""
+        """Raises if any value is marked bad; `offsets` are those of a list column."""
         if bad.any():
-            row = int(np.argmax(bad))
+            row = place = int(np.argmax(bad))
+            if offsets is not None:
+                row = int(np.searchsorted(offsets, place, side="right")) - 1
             raise DataError(
                 f"{self.where}: column {name!r} has {bad.sum()} of {bad.size} values "
-                f"that are not {expected}; first in row {row}: {values[row]}; {advice}"
+                f"that are not {expected}; first in row {row}: {values[place]}; "
+                f"{advice}"
             )
+
+    def _ragged(
+        self, name: str, expected: str, is_wanted: Callable[[pa.DataType], bool]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns all values [v] of a list column and its offsets [n + 1] from 0."""
+        column = self._column(name)
+        kind = column.type
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        if not is_list or not is_wanted(kind.value_type):
+            raise self._wrong_type(name, kind, expected)
+        # `offsets` minds the slice that the column may be, `values` does not.
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
+        self._refuse_nulls(name, values, "list elements")
+        return values.to_numpy(zero_copy_only=True), offsets - offsets[0]
 
     def _numbers(self, name: str) -> np.ndarray:
         column = self._column(name)
@@ -290,10 +337,13 @@ class _Columns:
     def _wrong_type(self, name: str, kind: pa.DataType, expected: str) -> DataError:
         is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
         advice = "convert the column"
-        if is_list:
+        if is_list and "list" not in expected:
             advice = "set max_length of the field in dataset.json, or write one value"
-        elif "list" in expected:
-            advice = "set max_length = 0 of the field in dataset.json, or write a list"
+        elif "list" in expected and not is_list:
+            advice = (
+                "write a list, or set max_length = 0 in dataset.json of a field that "
+                "holds one value"
+            )
         return DataError(
             f"{self.where}: column {name!r} has type {kind}, expected {expected}; "
             f"{advice}"

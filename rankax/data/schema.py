@@ -7,6 +7,7 @@ Parquet column names.
 Packed arrays of n examples (all row-major):
     ids               [n, K] int32    row within its table; -1 = padding
     lengths           [n, M] int32    valid ids of each list field or sequence
+    bag_weights       [n, P] float32  only if a list has weights; 0 = padding
     numeric           [n, N] float32
     labels            [n, T] float32  0 or 1
     weight            [n] float32     0 = padding example
@@ -47,7 +48,10 @@ class IdSlot:
         start: first column in `ids`.
         width: number of columns: 1, or L of a list or sequence.
         bag: column in `lengths`; -1 for a single id.
-        combiner: "mean" or "sum" for a list; "" for a single id and for sequences.
+        combiner: "mean", "sum" or "none" for a list; "" for a single id and for
+            sequences.
+        weights: Parquet column of the weights of a list; "" = none.
+        weights_start: first of its `width` columns in `bag_weights`; -1 = none.
     """
 
     field: str
@@ -58,16 +62,27 @@ class IdSlot:
     width: int
     bag: int
     combiner: str
+    weights: str = ""
+    weights_start: int = -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schema:
-    """The fields and tasks in use, in the card's order; see the module."""
+    """The fields and tasks in use, in the card's order; see the module.
+
+    Attributes:
+        card: the dataset card.
+        fields: fields in use.
+        labels: labels in use, one per task.
+        slices: slices to report by.
+        has_default_row: whether `direct` tables end in a trained default row.
+    """
 
     card: Card
     fields: tuple[Field, ...]
     labels: tuple[Label, ...]
     slices: tuple[Slice, ...]
+    has_default_row: bool = False
 
     @classmethod
     def select(
@@ -77,8 +92,17 @@ class Schema:
         fields: Sequence[str] = (),
         tasks: Sequence[str] = (),
         slices: Sequence[str] = (),
+        default_row: bool = False,
     ) -> "Schema":
         """Selects fields, tasks and slices by name; an empty selection takes all.
+
+        Args:
+            card: the dataset card.
+            fields: names of fields.
+            tasks: names of labels.
+            slices: names of slices.
+            default_row: gives every `direct` table one row more than the card says;
+                ids outside [0, V) are looked up there, in row V, and train it.
 
         Raises:
             DataError: a name that the card does not have.
@@ -88,6 +112,7 @@ class Schema:
             fields=_pick("data.fields", card.fields, fields, card.name),
             labels=_pick("data.tasks", card.labels, tasks, card.name),
             slices=_pick("eval.slices", card.slices, slices, card.name),
+            has_default_row=default_row,
         )
 
     @property
@@ -109,7 +134,7 @@ class Schema:
     def slots(self) -> tuple[IdSlot, ...]:
         """Slots of `ids`: categorical fields first, then sequences, in card order."""
         slots: list[IdSlot] = []
-        start = bag = 0
+        start = bag = weights_start = 0
         for field in self.fields:
             if not isinstance(field, CategoricalField):
                 continue
@@ -123,10 +148,13 @@ class Schema:
                 width=field.max_length if is_list else 1,
                 bag=bag if is_list else -1,
                 combiner=field.combiner if is_list else "",
+                weights=field.weights,
+                weights_start=weights_start if field.weights else -1,
             )
             slots.append(slot)
             start += slot.width
             bag += is_list
+            weights_start += slot.width if field.weights else 0
         for field in self.sequences:
             for column in field.columns:
                 slot = IdSlot(
@@ -154,11 +182,35 @@ class Schema:
         """M, the columns of `lengths`."""
         return max((slot.bag for slot in self.slots), default=-1) + 1
 
+    @property
+    def num_bag_weights(self) -> int:
+        """P, the columns of `bag_weights`."""
+        return sum(slot.width for slot in self.slots if slot.weights)
+
     @functools.cached_property
     def tables(self) -> dict[str, Table]:
         """Tables that the selected fields use, in the card's order."""
         used = {slot.table for slot in self.slots}
         return {table.name: table for table in self.card.tables if table.name in used}
+
+    @functools.cached_property
+    def default_rows(self) -> dict[str, int]:
+        """Table name -> its default row V, the last one; empty where ids are checked.
+
+        Hashed tables have none: every id has a row there.
+        """
+        if not self.has_default_row:
+            return {}
+        direct = [table for table in self.tables.values() if table.ids == "direct"]
+        return {table.name: table.num_rows for table in direct}
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """Table name -> rows of the embedding table, the default row included."""
+        return {
+            name: table.num_rows + (name in self.default_rows)
+            for name, table in self.tables.items()
+        }
 
     @property
     def has_true_probability(self) -> bool:

@@ -18,7 +18,12 @@ MAX_ROWS = 2**31 - 1
 
 @functools.cache
 def table_salt(name: str) -> int:
-    """Returns 64 bits that depend on the table's name only, on every machine."""
+    """Returns 64 bits that depend on the table's name only, on every machine.
+
+    The salt is the table's and not the field's: a field and a history that share a
+    table must find an id in the same row. Fields whose ids shall not meet have tables
+    of their own, and with them salts of their own.
+    """
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
@@ -62,7 +67,13 @@ def hash_strings(values: Iterable[str]) -> np.ndarray:
 
 
 def direct_rows(
-    ids: np.ndarray, *, num_rows: int, table: str, field: str, where: str = ""
+    ids: np.ndarray,
+    *,
+    num_rows: int,
+    table: str,
+    field: str,
+    where: str = "",
+    default_row: int | None = None,
 ) -> np.ndarray:
     """Takes ids that are rows already, after checking that the table has them.
 
@@ -72,21 +83,28 @@ def direct_rows(
         table: name of the table, for the message.
         field: name of the field, for the message.
         where: opens the message: data set, split, row group.
+        default_row: row of all ids outside [0, V), negative ones too; None = there is
+            none, they are an error.
 
     Returns:
-        Rows [...] int32 in [0, V).
+        Rows [...] int32, in [0, V) or `default_row`.
 
     Raises:
-        DataError: an id outside [0, V).
+        DataError: an id outside [0, V), and no default row.
     """
-    if ids.size and not (ids.min() >= 0 and ids.max() < num_rows):
-        bad = (ids < 0) | (ids >= num_rows)
+    if not ids.size or (ids.min() >= 0 and ids.max() < num_rows):
+        return ids.astype(np.int32)
+    is_outside = (ids < 0) | (ids >= num_rows)
+    if default_row is None:
         raise DataError(
-            f"{where}{': ' if where else ''}field {field!r}: {bad.sum()} of {ids.size} "
-            f"ids are outside table {table!r} with num_rows = {num_rows} (smallest id "
-            f"{ids.min()}, largest {ids.max()}); set num_rows of the table to "
-            f"{max(int(ids.max()), 0) + 1} or more, make the table's ids 'hash', or "
-            "convert the data set again (ids start at 0, unknown and missing are an "
-            "id of their own)"
+            f"{where}{': ' if where else ''}field {field!r}: {is_outside.sum()} of "
+            f"{ids.size} ids are outside table {table!r} with num_rows = {num_rows} "
+            f"(smallest id {ids.min()}, largest {ids.max()}); set num_rows of the "
+            f"table to {max(int(ids.max()), 0) + 1} or more, make the table's ids "
+            "'hash', train a row for them all "
+            "(--config.tables.out_of_range=default_row), or convert the data set again "
+            "(ids start at 0, unknown and missing are an id of their own)"
         )
-    return ids.astype(np.int32)
+    rows = ids.astype(np.int32)
+    rows[is_outside] = default_row
+    return rows

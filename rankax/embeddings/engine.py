@@ -8,24 +8,27 @@ touched rows in place. Nothing is ever differentiated with respect to a table, a
 temporary grows with the number of rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import functools
 from typing import Any
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
-from rankax.embeddings import routing
+from rankax.config.experiment import TablesConfig
+from rankax.embeddings import counters, precision, routing
+from rankax.embeddings.exchange import Exchange
 from rankax.embeddings.optimizers import RowOptimizer
 from rankax.embeddings.placement import ReplicatedStack, RowGroup, TablePlan
 from rankax.parallel import mesh as meshes
-from rankax.parallel.mesh import ALL_DEVICES, AXES
+from rankax.parallel.mesh import ALL_DEVICES
 
-TableState = dict[str, jax.Array]  # "rows" [S, R, D] and the row optimizer's [S, R]
-Routes = dict[str, dict[str, Any]]
+TableState = dict[str, jax.Array]  # "rows" [S, R, D], the row optimizer's arrays, ...
+Routes = dict[str, Any]
+
+_EVERYWHERE = PartitionSpec()
 
 
 class TableEngine:
@@ -36,52 +39,108 @@ class TableEngine:
         mesh: device mesh.
     """
 
-    def __init__(self, plan: TablePlan, mesh: Mesh, optimizer: RowOptimizer):
-        """Binds a plan to a mesh and a row optimizer."""
+    def __init__(
+        self,
+        plan: TablePlan,
+        mesh: Mesh,
+        optimizer: RowOptimizer,
+        *,
+        config: TablesConfig | None = None,
+        seed: int = 0,
+        sample_ids: np.ndarray | None = None,
+    ):
+        """Binds a plan to a mesh and a row optimizer.
+
+        Args:
+            plan: placement of the tables.
+            mesh: device mesh.
+            optimizer: of row-sharded tables.
+            config: precision of the rows, where ids are de-duplicated, room in the
+                exchange; default `TablesConfig()`.
+            seed: of stochastic rounding.
+            sample_ids: [n, K] ids of some typical examples, the same on every process;
+                the exchange is sized by how many of them repeat. None = for ids that
+                never repeat.
+        """
         self.plan = plan
         self.mesh = mesh
         self._optimizer = optimizer
+        self._config = config or TablesConfig()
+        self._seed = seed
+        self._sample_ids = sample_ids
         self._groups = {group.name: group for group in plan.groups}
+        self._capacities: dict[tuple[str, int], int] = {}
 
     # ------------------------------------------------------------ state
 
     def init_tables(self, key: jax.Array) -> dict[str, TableState]:
         """Allocates the row-sharded tables, already sharded.
 
-        Values depend on the key and the plan, not on the number of devices.
+        Values depend on the key and the plan, not on the number of devices. One
+        virtual shard is made at a time, so that nothing but the tables takes memory.
         """
-        tables = {}
-        for index, group in enumerate(self.plan.groups):
-            tables[group.name] = jax.jit(
+        return {
+            group.name: jax.jit(
                 functools.partial(self._init_group, group),
                 out_shardings=meshes.over_all_devices(self.mesh),
             )(jax.random.fold_in(key, index))
-        return tables
+            for index, group in enumerate(self.plan.groups)
+        }
 
     def init_stacks(self, key: jax.Array) -> dict[str, jax.Array]:
         """Returns the replicated stacks, name -> [V, D]: dense parameters."""
-        stacks = {}
-        for index, stack in enumerate(self.plan.stacks):
-            scale = np.concatenate(
-                [
-                    np.full((table.spec.num_rows, 1), table.spec.init_scale, np.float32)
-                    for table in stack.tables
-                ]
-            )
-            stacks[stack.name] = jnp.asarray(scale) * _unit_noise(
+        return {
+            stack.name: jnp.asarray(_scale(stack, stack.num_rows))
+            * _unit_noise(
                 jax.random.fold_in(key, index), (stack.num_rows, stack.dim), stack
             )
-        return stacks
+            for index, stack in enumerate(self.plan.stacks)
+        }
 
     def _init_group(self, group: RowGroup, key: jax.Array) -> TableState:
+        scale = jnp.asarray(_scale(group, group.depth))
+
+        def one_shard(shard: jax.Array) -> jax.Array:
+            noise = _unit_noise(
+                jax.random.fold_in(key, shard), (group.depth, group.dim), group
+            )
+            rows = scale * noise
+            if self._config.dtype == "bfloat16":
+                rows = precision.nearest(rows)
+            return rows
+
+        rows = self._on_all_devices(lambda shards: jax.lax.map(one_shard, shards))(
+            jnp.arange(group.num_shards)
+        )
         shape = (group.num_shards, group.depth)
-        scale = np.zeros((group.depth, 1), np.float32)
-        for table in group.tables:
-            scale[table.offset :] = table.spec.init_scale
-        rows = jnp.asarray(scale) * _unit_noise(key, (*shape, group.dim), group)
-        return {"rows": rows, **self._optimizer.init(shape)}
+        state = {"rows": rows, **self._optimizer.init(shape, group.dim)}
+        if self._config.track_last_step:
+            state["last_step"] = jnp.zeros(shape, jnp.int32)
+        return state
 
     # ------------------------------------------------------------ host
+
+    def capacity(self, group: RowGroup, *, examples_per_device: int) -> int:
+        """Returns C, the rows one device may ask of one owner in one round."""
+        known = self._capacities.get((group.name, examples_per_device))
+        if known is not None:
+            return known
+        bound = routing.unique_bound(group, examples_per_device=examples_per_device)
+        mean = float(bound)
+        if self._sample_ids is not None and self.mesh.size > 1:
+            expected = routing.expected_unique(
+                group, self._sample_ids, examples_per_device=examples_per_device
+            )
+            mean = min(mean, expected)
+        capacity = routing.capacity(
+            mean,
+            bound,
+            num_devices=self.mesh.size,
+            margin=self._config.capacity_margin,
+        )
+        routing.check_sizes(group, bound=bound, capacity=capacity)
+        self._capacities[group.name, examples_per_device] = capacity
+        return capacity
 
     def route(self, ids: np.ndarray) -> Routes:
         """Routes one process's share of a batch; NumPy only, safe in any thread.
@@ -90,50 +149,109 @@ class TableEngine:
             ids: [B, K] int32 rows within tables; -1 = padding.
 
         Returns:
-            Host arrays, all with a first dimension that is split over all devices:
-            per group "requests" [devices, N·C] and "slots" [B, K_g], per replicated
-            stack its row ids [B, K_r].
+            Host arrays, all with a first dimension that is split over all devices: per
+            group those of `routing.Route` (or `rows` [B, K_g], if the devices are to
+            de-duplicate), per replicated stack its rows [B, K_r], and the counts of
+            `rankax.embeddings.counters`.
 
         Raises:
-            RoutingOverflowError: too many unique rows for one owner.
+            RoutingOverflowError: rows so skewed that no number of rounds carries them.
+            TypeError: ids of another type.
+            ValueError: ids of another shape.
         """
-        num_devices = self.mesh.size
         local = meshes.local_device_count(self.mesh)
+        self._check_ids(ids, local)
         groups = {}
         for name, group in self._groups.items():
+            rows = group.stack_rows(ids)
+            if self._config.deduplicate == "device":
+                groups[name] = {"rows": rows}
+                continue
             result = routing.route(
                 group,
-                ids,
-                num_devices=num_devices,
+                rows,
+                num_devices=self.mesh.size,
                 local_devices=local,
-                slots_per_owner=routing.capacity(
-                    group,
-                    examples_per_device=len(ids) // local,
-                    num_devices=num_devices,
+                slots_per_owner=self.capacity(
+                    group, examples_per_device=len(ids) // local
                 ),
             )
-            groups[name] = {"requests": result.requests, "slots": result.slots}
+            groups[name] = {
+                "unique": result.unique,
+                "slots": result.slots,
+                "requests": result.requests,
+            }
         stacks = {stack.name: stack.stack_rows(ids) for stack in self.plan.stacks}
-        return {"groups": groups, "stacks": stacks}
+        counts = counters.count_ids(self.plan, ids, stacks, local_devices=local)
+        return {"groups": groups, "stacks": stacks, "counts": counts}
+
+    def _check_ids(self, ids: np.ndarray, local_devices: int) -> None:
+        if ids.dtype != np.int32:
+            raise TypeError(
+                f"ids have dtype {ids.dtype}, expected int32 rows within tables; map "
+                "raw ids with rankax.data.transforms (hash_rows or direct_rows)"
+            )
+        columns = self.plan.num_columns
+        if ids.ndim != 2 or ids.shape[1] != columns or len(ids) % local_devices:
+            raise ValueError(
+                f"ids have shape {list(ids.shape)}, expected [B, {columns}] with B a "
+                f"multiple of the {local_devices} devices of this process"
+            )
 
     # ------------------------------------------------------------ device
 
+    def request(self, routes: Routes) -> Routes:
+        """Completes routes on the devices: unique rows, and the rounds they take.
+
+        Returns:
+            The argument of `lookup`, `embed` and `update`. Its "groups" hold, beside
+            `routing.Route`'s arrays, `rounds` [] int32 (0 = the batch cannot be
+            carried, and the step must write nothing), `largest` (see
+            `Exchange.plan_rounds`) and `capacity` (C), [] int32.
+        """
+        groups = {}
+        for name, group in self._groups.items():
+            given = dict(routes["groups"][name])
+            exchange = self._exchange(group, given)
+            if "rows" in given:
+                bound = routing.unique_bound(
+                    group, examples_per_device=len(given["rows"]) // self.mesh.size
+                )
+                deduplicate = functools.partial(exchange.deduplicate, bound=bound)
+                unique, slots, requests = self._on_all_devices(deduplicate)(
+                    given.pop("rows")
+                )
+                given |= {"unique": unique, "slots": slots, "requests": requests}
+            given |= {"rounds": jnp.int32(1), "largest": jnp.int32(0)}
+            given["capacity"] = jnp.int32(exchange.capacity)
+            if self.mesh.size > 1:
+                outputs = (ALL_DEVICES, _EVERYWHERE, _EVERYWHERE)
+                given["starts"], given["rounds"], given["largest"] = (
+                    self._on_all_devices(exchange.plan_rounds, out_specs=outputs)(
+                        given["unique"]
+                    )
+                )
+            groups[name] = given
+        return {**routes, "groups": groups}
+
     def lookup(
-        self, tables: Mapping[str, TableState], routes: Routes
+        self, tables: Mapping[str, TableState], requests: Routes
     ) -> dict[str, jax.Array]:
-        """Fetches the requested rows: group -> [N, N·C, D], split over all devices."""
-        return {
-            name: self._on_all_devices(_fetch)(
-                tables[name]["rows"], routes["groups"][name]["requests"]
-            )
-            for name in self._groups
-        }
+        """Fetches the unique rows: group -> float32 [N, U, D], over all devices."""
+        rows = {}
+        for name, group in self._groups.items():
+            asked = requests["groups"][name]
+            fetch = self._exchange(group, asked).fetch
+            rows[name] = self._on_all_devices(
+                fetch, in_specs=(ALL_DEVICES, _specs(asked))
+            )(tables[name]["rows"], asked)
+        return rows
 
     def embed(
         self,
         stacks: Mapping[str, jax.Array],
         rows: Mapping[str, jax.Array],
-        routes: Routes,
+        requests: Routes,
     ) -> dict[str, jax.Array]:
         """Gives every id its row: role -> [B, K, D]; padding ids get zeros.
 
@@ -141,11 +259,11 @@ class TableEngine:
         """
         pieces: dict[str, list[tuple[tuple[int, ...], jax.Array]]] = {}
         for name, group in self._groups.items():
-            slots = routes["groups"][name]["slots"]
+            slots = requests["groups"][name]["slots"]
             embedded = self._on_all_devices(_expand)(rows[name], slots)
             pieces.setdefault(group.role, []).append((group.columns, embedded))
         for stack in self.plan.stacks:
-            ids = routes["stacks"][stack.name]
+            ids = requests["stacks"][stack.name]
             embedded = stacks[stack.name].at[ids].get(mode="fill", fill_value=0)
             pieces.setdefault(stack.role, []).append((stack.columns, embedded))
         return {role: _in_column_order(parts) for role, parts in pieces.items()}
@@ -153,129 +271,98 @@ class TableEngine:
     def update(
         self,
         tables: Mapping[str, TableState],
-        routes: Routes,
+        requests: Routes,
         gradients: Mapping[str, jax.Array],
         *,
         learning_rate: jax.Array,
+        step: jax.Array,
         enabled: jax.Array,
     ) -> dict[str, TableState]:
         """Writes the touched rows.
 
         Args:
             tables: current state; donate it, so that the write is in place.
-            routes: as given to `lookup`.
+            requests: as given to `lookup`.
             gradients: of the loss with respect to the result of `lookup`.
             learning_rate: [] float32.
+            step: [] int32, updates done before this one.
             enabled: [] bool; False writes nothing at all.
         """
-        write = functools.partial(_write, self._optimizer, self.mesh.size)
-        return {
-            name: self._on_all_devices(write, num_replicated=2)(
-                tables[name],
-                routes["groups"][name]["requests"],
-                gradients[name],
-                learning_rate,
-                enabled,
+        new = {}
+        for name, group in self._groups.items():
+            asked = requests["groups"][name]
+            write = self._exchange(group, asked).write
+            specs = (ALL_DEVICES, _specs(asked), ALL_DEVICES, *(_EVERYWHERE,) * 3)
+            new[name] = self._on_all_devices(write, in_specs=specs)(
+                tables[name], asked, gradients[name], learning_rate, step, enabled
             )
-            for name in self._groups
-        }
+        return new
 
-    def _on_all_devices(self, function, *, num_replicated: int = 0):
-        """`shard_map` over all axes; the last `num_replicated` arguments are copied."""
+    def fits(self, requests: Routes) -> jax.Array:
+        """Returns whether every group's rounds can carry the batch, [] bool."""
+        rounds = [group["rounds"] > 0 for group in requests["groups"].values()]
+        return jnp.all(jnp.stack(rounds)) if rounds else jnp.bool_(True)
 
-        def mapped(*args):
-            split = len(args) - num_replicated
-            specs = (ALL_DEVICES,) * split + (PartitionSpec(),) * num_replicated
-            return jax.shard_map(
-                function, mesh=self.mesh, in_specs=specs, out_specs=ALL_DEVICES
-            )(*args)
+    def check_rounds(self, steps: Iterable[counters.Counts]) -> None:
+        """Raises if a step of `counters.sum_over_devices` could not be carried.
 
-        return mapped
+        Raises:
+            RoutingOverflowError: see above; names the first such step's table.
+        """
+        for counts in steps:
+            for name, group in counts["groups"].items():
+                if group["rounds"] == 0:
+                    own = group["requests"]
+                    raise routing.overflow(
+                        self._groups[name],
+                        table=int(own.max(axis=1).argmax()),
+                        found=int(group["largest"]),
+                        capacity=int(group["capacity"]),
+                        detail=f"the most loaded device is asked for "
+                        f"{own.sum(axis=0).max()} rows (mean over devices "
+                        f"{own.sum(axis=0).mean():.0f})",
+                    )
+
+    def _exchange(self, group: RowGroup, arrays: Mapping[str, jax.Array]) -> Exchange:
+        examples = len(arrays["slots" if "slots" in arrays else "rows"])
+        return Exchange(
+            group=group,
+            num_devices=self.mesh.size,
+            capacity=self.capacity(
+                group, examples_per_device=examples // self.mesh.size
+            ),
+            optimizer=self._optimizer,
+            # Groups number their rows alike, so each gets a seed of its own.
+            seed=(self._seed * 0x9E3779B1 + self.plan.groups.index(group)) % 2**32,
+        )
+
+    def _on_all_devices(
+        self, function, *, in_specs: Any = ALL_DEVICES, out_specs: Any = ALL_DEVICES
+    ):
+        """`shard_map` over all axes; by default every argument is split."""
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs
+        )
 
 
-# ---------------------------------------------------------------- on one device
-
-
-def _exchange(x: jax.Array) -> jax.Array:
-    """Sends block i of the first dimension to device i, receives in device order."""
-    return lax.all_to_all(x, AXES, split_axis=0, concat_axis=0, tiled=True)
-
-
-def _fetch(table: jax.Array, requests: jax.Array) -> jax.Array:
-    """Table [S/N, R, D], requests [1, N·C] -> rows [1, N·C, D]."""
-    asked = _exchange(requests[0])
-    rows = _flatten(table).at[asked].get(mode="fill", fill_value=0)
-    return _exchange(rows.reshape(len(asked), table.shape[-1]))[None]
+def _specs(requests: Mapping[str, jax.Array]) -> dict[str, PartitionSpec]:
+    """Scalars are the same everywhere, arrays are split over all devices."""
+    return {
+        name: ALL_DEVICES if x.ndim else _EVERYWHERE for name, x in requests.items()
+    }
 
 
 def _expand(rows: jax.Array, slots: jax.Array) -> jax.Array:
-    """Rows [1, N·C, D], slots [b, K_g] -> [b, K_g, D]."""
+    """Rows [1, U, D], slots [b, K_g] -> [b, K_g, D]."""
     return rows[0].at[slots].get(mode="fill", fill_value=0)
 
 
-def _write(
-    optimizer: RowOptimizer,
-    num_devices: int,
-    table: TableState,
-    requests: jax.Array,
-    gradient: jax.Array,
-    learning_rate: jax.Array,
-    enabled: jax.Array,
-) -> TableState:
-    """Applies gradients [1, N·C, D] of the requested rows to the local shards."""
-    flat = {name: _flatten(x) for name, x in table.items()}
-    num_rows = len(flat["rows"])
-    targets = _exchange(requests[0])
-    gradient = _exchange(gradient[0])
-    if num_devices > 1:
-        targets, gradient = _sum_equal_rows(targets, gradient, num_rows)
-    # Past the last row, distinct, and dropped by the scatter.
-    nowhere = num_rows + jnp.arange(len(targets), dtype=targets.dtype)
-    targets = jnp.where(enabled, targets, nowhere)
-    state = {
-        name: x.at[targets].get(mode="fill", fill_value=0) for name, x in flat.items()
-    }
-    rows = state.pop("rows").reshape(gradient.shape)
-    rows, state = optimizer.update(
-        rows, state, gradient.astype(jnp.float32), learning_rate
-    )
-    new = {"rows": rows, **state}
-    return {
-        name: x.at[targets]
-        .set(new[name].reshape(-1, *x.shape[1:]), mode="drop", unique_indices=True)
-        .reshape(table[name].shape)
-        for name, x in flat.items()
-    }
-
-
-def _sum_equal_rows(
-    targets: jax.Array, gradient: jax.Array, num_rows: int
-) -> tuple[jax.Array, jax.Array]:
-    """Sums gradients [M, D] of equal targets [M]; the result's targets are unique.
-
-    Sorting keeps memory independent of the table; M is the size of one exchange.
-    """
-    order = jnp.argsort(targets)
-    targets, gradient = targets[order], gradient[order]
-    is_first = jnp.concatenate([jnp.ones(1, bool), targets[1:] != targets[:-1]])
-    segment = jnp.cumsum(is_first) - 1
-    summed = jax.ops.segment_sum(
-        gradient, segment, num_segments=len(targets), indices_are_sorted=True
-    )
-    nowhere = num_rows + jnp.arange(len(targets), dtype=targets.dtype)
-    # Padding targets of different devices coincide; they stay past the last row.
-    unique = nowhere.at[segment].set(
-        jnp.where(targets < num_rows, targets, nowhere[segment])
-    )
-    return unique, summed
-
-
-def _flatten(x: jax.Array) -> jax.Array:
-    """[S/N, R, D] or [S/N, R] -> [V/N, D] or [V/N]; D = 1 is dropped.
-
-    XLA gives a scatter into [V, 1] another layout than its operand, and so copies it.
-    """
-    return x.reshape(-1, *(size for size in x.shape[2:] if size > 1))
+def _scale(part: RowGroup | ReplicatedStack, depth: int) -> np.ndarray:
+    """Scale of the initial values at every depth (or row) of a stack, [depth, 1]."""
+    scale = np.zeros((depth, 1), np.float32)
+    for table in part.tables:
+        scale[table.offset :] = table.spec.init_scale
+    return scale
 
 
 def _unit_noise(

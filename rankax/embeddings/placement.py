@@ -12,10 +12,12 @@ every table's hottest rows on the first device. Tables below a byte limit are st
 into one replicated array instead and train like dense weights.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
+import types
 
 import numpy as np
 
@@ -108,6 +110,17 @@ class RowGroup(Stack):
             self.depth,
         )
 
+    def tables_of(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the index into `tables` of rows of the stack, intp [n]."""
+        return self._table_of_depth[rows % np.int32(self.depth)]
+
+    @functools.cached_property
+    def _table_of_depth(self) -> np.ndarray:
+        """[R] intp."""
+        starts = [table.offset for table in self.tables]
+        sizes = np.diff([*starts, self.depth])
+        return np.repeat(np.arange(len(starts)), sizes)
+
     def find(self, row: int) -> tuple[TableSpec, int]:
         """Inverse of `table_rows`: the table and its row at a row of the stack."""
         shard, depth = divmod(row, self.depth)
@@ -141,12 +154,19 @@ class TablePlan:
     Attributes:
         groups: row-sharded stacks.
         stacks: replicated stacks.
-        num_columns: K, columns of the batch's ids.
+        column_tables: table name of each of the K columns of the batch's ids.
+        default_rows: tables whose last row serves ids outside of them -> that row.
     """
 
     groups: tuple[RowGroup, ...]
     stacks: tuple[ReplicatedStack, ...]
-    num_columns: int
+    column_tables: tuple[str, ...]
+    default_rows: Mapping[str, int]
+
+    @property
+    def num_columns(self) -> int:
+        """K."""
+        return len(self.column_tables)
 
     @property
     def parts(self) -> tuple[RowGroup | ReplicatedStack, ...]:
@@ -188,6 +208,7 @@ def plan_tables(
     column_tables: Sequence[str],
     config: TablesConfig,
     num_devices: int,
+    default_rows: Mapping[str, int] = types.MappingProxyType({}),
 ) -> TablePlan:
     """Places every table exactly once.
 
@@ -196,6 +217,7 @@ def plan_tables(
         column_tables: table name of each of the K columns of the batch's ids.
         config: layout options.
         num_devices: N.
+        default_rows: see `TablePlan`.
 
     Raises:
         ConfigError: N does not divide S, two specs of one table in one role, widths
@@ -249,9 +271,28 @@ def plan_tables(
                 groups.append(part)
             else:
                 stacks.append(part)
-    return TablePlan(
-        groups=tuple(groups), stacks=tuple(stacks), num_columns=len(column_tables)
+    plan = TablePlan(
+        groups=tuple(groups),
+        stacks=tuple(stacks),
+        column_tables=tuple(column_tables),
+        default_rows=dict(default_rows),
     )
+    _check_every_table_once(plan, specs)
+    return plan
+
+
+def _check_every_table_once(plan: TablePlan, specs: Sequence[TableSpec]) -> None:
+    """Asserts that the plan holds each spec once, in places of its own."""
+    placed = Counter(table.spec for part in plan.parts for table in part.tables)
+    assert placed == Counter(specs), (placed, specs)
+    for part in plan.parts:
+        is_group = isinstance(part, RowGroup)
+        end = 0
+        for table in part.tables:
+            assert table.offset == end, (part.name, table)
+            rows = table.spec.num_rows
+            end += _depth(rows, part.num_shards) if is_group else rows
+        assert end == (part.depth if is_group else part.num_rows), part.name
 
 
 def _replicated(role: str, specs: list[TableSpec]) -> ReplicatedStack:
@@ -276,7 +317,7 @@ def _sharded(name: str, role: str, specs: list[TableSpec], shards: int) -> RowGr
         digest = hashlib.blake2b(f"{role}/{spec.name}".encode(), digest_size=8)
         salt = int.from_bytes(digest.digest(), "little") % shards
         placed.append(PlacedTable(spec=spec, offset=depth, salt=salt))
-        depth += _depth(spec, shards)
+        depth += _depth(spec.num_rows, shards)
     return RowGroup(
         name=name,
         role=role,
@@ -294,7 +335,7 @@ def _split(specs: list[TableSpec], shards: int) -> list[list[TableSpec]]:
     groups: list[list[TableSpec]] = []
     used = 0
     for spec in specs:
-        rows = _depth(spec, shards) * shards
+        rows = _depth(spec.num_rows, shards) * shards
         if rows > MAX_GROUP_ROWS:
             raise ConfigError(
                 f"table {spec.name!r} has {spec.num_rows:,} rows; at most "
@@ -308,8 +349,8 @@ def _split(specs: list[TableSpec], shards: int) -> list[list[TableSpec]]:
     return groups
 
 
-def _depth(spec: TableSpec, shards: int) -> int:
-    return -(-spec.num_rows // shards)
+def _depth(num_rows: int, shards: int) -> int:
+    return -(-num_rows // shards)
 
 
 def _odd(shards: int) -> int:

@@ -1,9 +1,9 @@
-"""Host side of a lookup: which rows each device asks of each owner.
+"""Host side of a lookup: the unique rows of each device, and the room they need.
 
-Each device's examples are de-duplicated here, off the accelerator's critical path, and
-the unique rows are laid out as `requests` [N, C]: for every owner device at most C
-local rows. C is static, so the exchange is one fixed-size all-to-all. More rows than
-C for one owner are an error that names the numbers; no id is ever dropped.
+Each device's examples are de-duplicated here, off the accelerator's critical path. The
+unique rows of a device, sorted, are grouped by owner as they stand, because every
+owner holds one block of rows. What depends on other devices (how many rounds the
+exchange takes) is decided on the devices, see `rankax.embeddings.exchange`.
 """
 
 from collections import Counter
@@ -12,96 +12,237 @@ import math
 
 import numpy as np
 
+from rankax.config.base import ConfigError
 from rankax.embeddings.placement import RowGroup
+
+# Parts that an owner's rows are split into when one exchange cannot hold them all.
+MAX_ROUNDS = 64
 
 
 class RoutingOverflowError(RuntimeError):
-    """A batch asks one device for more rows than the exchange has room for."""
+    """A batch asks one device for more rows than even the most rounds can carry."""
 
 
-def capacity(group: RowGroup, *, examples_per_device: int, num_devices: int) -> int:
-    """Returns C, the rows one device may ask of one owner in a step.
+# ---------------------------------------------------------------- static sizes
 
-    A device asks a table for at most U_t = min(its ids there, rows of the table) unique
-    rows. They spread almost evenly over N owners, so C = mean + 6·√mean with
-    mean = ΣU_t / N. On one device C = ΣU_t always suffices.
+
+def unique_bound(group: RowGroup, *, examples_per_device: int) -> int:
+    """Returns U: no device can ask for more unique rows in one step.
+
+    Σ over tables of min(ids of one device, rows of the table), rounded up to 8.
     """
-    unique = sum(
+    bound = sum(
         min(examples_per_device * num_columns, group.tables[table].spec.num_rows)
         for table, num_columns in Counter(group.column_tables).items()
     )
-    mean = unique / num_devices
-    bound = unique if num_devices == 1 else math.ceil(mean + 6 * math.sqrt(mean))
-    return -(-min(bound, unique) // 8) * 8
+    return _round_up(bound)
+
+
+def expected_unique(
+    group: RowGroup, sample_ids: np.ndarray, *, examples_per_device: int
+) -> float:
+    """Estimates the unique rows of one device's examples from typical examples.
+
+    Args:
+        group: the row group.
+        sample_ids: [n, K] int32, as for `route`. Fewer examples than a device takes
+            are scaled up in proportion, which errs on the large side.
+        examples_per_device: b.
+    """
+    size = min(examples_per_device, len(sample_ids))
+    chunks = [
+        sample_ids[start : start + size]
+        for start in range(0, min(len(sample_ids), 8 * size) - size + 1, size)
+    ]
+    counts = [_num_unique(group.stack_rows(chunk)) for chunk in chunks]
+    return float(np.mean(counts)) * examples_per_device / size
+
+
+def capacity(mean_unique: float, bound: int, *, num_devices: int, margin: float) -> int:
+    """Returns C, the rows one device may ask of one owner in one round.
+
+    Rows spread almost evenly over the N owners, like balls thrown at random, so
+    C = mean + margin·√mean with mean = unique rows / N, rounded up to 8.
+
+    Args:
+        mean_unique: expected unique rows of one device.
+        bound: U; on one device nothing is exchanged, and C = U.
+        num_devices: N.
+        margin: standard deviations to spare.
+    """
+    if num_devices == 1:
+        return bound
+    mean = mean_unique / num_devices
+    return min(_round_up(math.ceil(mean + margin * math.sqrt(mean))), bound)
+
+
+def _round_up(x: int) -> int:
+    return max(-(-x // 8), 1) * 8
+
+
+def _num_unique(rows: np.ndarray) -> int:
+    ordered = np.sort(rows[rows >= 0], axis=None)
+    return int(np.count_nonzero(np.diff(ordered))) + (ordered.size > 0)
+
+
+# ---------------------------------------------------------------- one batch
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """What one process feeds into the exchange of one row group.
+    """The unique rows that each local device asks for.
 
     Attributes:
-        requests: [devices, N·C] int32: rows local to the owner; slots without a
-            request hold distinct values past the owner's last row.
-        slots: [B, K_g] int32: which of the device's N·C slots holds the row of an id;
-            N·C for padding ids.
+        unique: [devices, U] int32: rows of the stack, ascending; then values past
+            the last row, all different.
+        slots: [B, K_g] int32: where in its device's `unique` the row of an id stands;
+            U for padding ids.
+        requests: [devices, T, N] int32: unique rows by table and owner.
     """
 
-    requests: np.ndarray
+    unique: np.ndarray
     slots: np.ndarray
+    requests: np.ndarray
 
 
 def route(
     group: RowGroup,
-    ids: np.ndarray,
+    rows: np.ndarray,
     *,
     num_devices: int,
     local_devices: int,
     slots_per_owner: int,
 ) -> Route:
-    """De-duplicates the ids of each local device and assigns them to owners.
+    """De-duplicates the rows of each local device.
 
     Args:
         group: the row group.
-        ids: [B, K] int32: this process's examples, all id columns; -1 = padding.
+        rows: [B, K_g] int32: this process's rows of the stack; -1 = padding.
         num_devices: N, devices of the mesh.
         local_devices: devices of this process; divides B.
-        slots_per_owner: C.
+        slots_per_owner: C, to refuse what no number of rounds can carry.
 
     Raises:
-        RoutingOverflowError: more than C unique rows for one owner.
+        RoutingOverflowError: see above.
     """
-    n, c = num_devices, slots_per_owner
-    rows = group.stack_rows(ids)
-    rows_per_device = group.num_rows // n
-    requests = np.empty((local_devices, n * c), np.int32)
-    requests[:] = rows_per_device + np.arange(n * c, dtype=np.int32)
+    per_device = len(rows) // local_devices
+    bound = unique_bound(group, examples_per_device=per_device)
+    rows_per_device = group.num_rows // num_devices
+    unique = np.empty((local_devices, bound), np.int32)
+    unique[:] = group.num_rows + np.arange(bound, dtype=np.int32)
     slots = np.empty(rows.shape, np.int32)
-    per_device = len(ids) // local_devices
-    first_rows = np.arange(n + 1, dtype=np.int64) * rows_per_device
+    requests = np.empty((local_devices, len(group.tables), num_devices), np.int32)
     for device in range(local_devices):
         block = slice(device * per_device, (device + 1) * per_device)
-        unique, inverse = np.unique(rows[block], return_inverse=True)
-        padding = int(unique[0] < 0)  # -1 sorts first
-        unique = unique[padding:]
-        starts = np.searchsorted(unique, first_rows)
-        counts = np.diff(starts)
-        if counts.max() > c:
-            _overflow(group, device, counts, c)
-        owner = np.repeat(np.arange(n), counts)
-        slot = owner * c + np.arange(len(unique)) - starts[owner]
-        requests[device, slot] = unique - owner * rows_per_device
-        slot = np.concatenate([np.full(padding, n * c), slot]).astype(np.int32)
-        slots[block] = slot[inverse].reshape(slots[block].shape)
-    return Route(requests=requests, slots=slots)
+        found, inverse = deduplicate(rows[block], padding_slot=bound)
+        unique[device, : len(found)] = found
+        slots[block] = inverse
+        requests[device] = count_requests(group, found, num_devices)
+        if requests[device].sum(axis=0).max(initial=0) > slots_per_owner:
+            _check_skew(group, device, found, rows_per_device, slots_per_owner)
+    return Route(unique=unique, slots=slots, requests=requests)
 
 
-def _overflow(group: RowGroup, device: int, counts: np.ndarray, c: int) -> None:
-    owner = int(counts.argmax())
-    tables = sorted({group.tables[i].spec.name for i in group.column_tables})
-    raise RoutingOverflowError(
-        f"tables {tables} (group {group.name!r}): device "
-        f"{device} asks device {owner} for {counts[owner]} unique rows, but the "
-        f"exchange holds {c} per owner (mean over owners {counts.mean():.0f}). No id "
-        "was dropped: the step did not run. The ids of this batch are extremely "
-        "skewed; use fewer devices, a larger batch, or hashed ids"
+def deduplicate(
+    rows: np.ndarray, *, padding_slot: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the distinct values >= 0, ascending, and each entry's index among them.
+
+    Row and position are sorted as one 64-bit number: a plain sort of integers is
+    faster than sorting positions by row (as `np.unique` with its inverse does).
+
+    Args:
+        rows: int32 of any shape, fewer than 2^31; negative = padding.
+        padding_slot: index given to padding.
+
+    Returns:
+        [u] int32, and int32 of the shape of `rows`.
+    """
+    flat = rows.reshape(-1)
+    keys = flat.astype(np.int64) << 32
+    keys |= np.arange(flat.size)
+    keys.sort()
+    ordered = (keys >> 32).astype(np.int32)
+    is_first = np.empty(flat.size, bool)
+    is_first[:1] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    num_padding = int(np.searchsorted(ordered, 0))
+    is_first[:num_padding] = False
+    index = np.cumsum(is_first, dtype=np.int32)
+    index -= 1
+    index[:num_padding] = padding_slot
+    inverse = np.empty(flat.size, np.int32)
+    inverse[keys.astype(np.int32)] = index  # the low half is the position
+    return ordered[is_first], inverse.reshape(rows.shape)
+
+
+def count_requests(group: RowGroup, unique: np.ndarray, num_devices: int) -> np.ndarray:
+    """Counts rows of the stack [u] by table and owner, [T, N]."""
+    owner = unique // np.int32(group.num_rows // num_devices)
+    bins = group.tables_of(unique) * num_devices + owner
+    counts = np.bincount(bins, minlength=len(group.tables) * num_devices)
+    return counts.reshape(-1, num_devices)
+
+
+def part_starts(num_rows: int, num_devices: int) -> np.ndarray:
+    """Returns where the `MAX_ROUNDS` parts of every owner begin, and the end.
+
+    Owner o's rows are split into parts of equal size (the last ones of a small block
+    may be empty), numbered o·64 .. o·64 + 63. [N·64 + 1] int32 of rows of the stack.
+    """
+    rows_per_device = num_rows // num_devices
+    size = -(-rows_per_device // MAX_ROUNDS)
+    inside = np.minimum(np.arange(MAX_ROUNDS) * size, rows_per_device)
+    starts = np.arange(num_devices)[:, None] * rows_per_device + inside
+    return np.append(starts.reshape(-1), num_rows).astype(np.int32)
+
+
+def _check_skew(
+    group: RowGroup, device: int, unique: np.ndarray, rows_per_device: int, c: int
+) -> None:
+    num_devices = group.num_rows // rows_per_device
+    starts = np.searchsorted(unique, part_starts(group.num_rows, num_devices))
+    part = int(np.diff(starts).argmax())
+    in_part = unique[starts[part] : starts[part + 1]]
+    if len(in_part) <= c:
+        return
+    owners = np.bincount(unique // rows_per_device, minlength=num_devices)
+    tables = np.bincount(group.tables_of(in_part), minlength=len(group.tables))
+    raise overflow(
+        group,
+        table=int(tables.argmax()),
+        found=len(in_part),
+        capacity=c,
+        detail=f"device {device} asks device {part // MAX_ROUNDS} for "
+        f"{owners[part // MAX_ROUNDS]} unique rows (mean over owners "
+        f"{owners.mean():.0f})",
     )
+
+
+def overflow(
+    group: RowGroup, *, table: int, found: int, capacity: int, detail: str
+) -> RoutingOverflowError:
+    """Returns the error for a batch that no number of rounds can carry."""
+    return RoutingOverflowError(
+        f"table {group.tables[table].spec.name!r} (group {group.name!r}): {detail}; "
+        f"{found} of them in one of its {MAX_ROUNDS} parts, where the exchange holds "
+        f"{capacity} a round. No id was dropped: the step did not run. The ids of this "
+        "batch are extremely skewed (for example multiples of tables.num_shards): hash "
+        "the table's ids, raise tables.capacity_margin, or use fewer devices"
+    )
+
+
+def check_sizes(group: RowGroup, *, bound: int, capacity: int) -> None:
+    """Raises `ConfigError` for sizes that an exchange cannot have."""
+    if capacity < 1:
+        raise ConfigError(
+            f"group {group.name!r} has an exchange of capacity {capacity}; it must be "
+            "at least 1 row"
+        )
+    spare = 2**31 - 1 - group.num_rows
+    if bound > spare:
+        raise ConfigError(
+            f"group {group.name!r}: one device may ask for {bound:,} unique rows, but "
+            f"32-bit row ids leave room for {spare:,} padding values; use a smaller "
+            "batch or more devices"
+        )

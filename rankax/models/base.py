@@ -42,8 +42,8 @@ class Features:
 
     Attributes:
         embedded: role -> [B, F, D_role]: a token per categorical field (bags already
-            combined) and per encoded sequence column, in the order of
-            `InputSpec.tokens`.
+            combined; with combiner "none", a token per place of the list) and per
+            encoded sequence column, in the order of `InputSpec.tokens`.
         numeric: [B, N] float32.
     """
 
@@ -62,7 +62,8 @@ class InputSpec:
     """Static shapes of `Features`.
 
     Attributes:
-        tokens: names of the F embedded fields and sequence columns.
+        tokens: names of the F embedded fields and sequence columns, and
+            "<field>/<place>" for the places of a list that is not combined.
         dims: role -> D.
         num_numeric: N.
         num_tasks: T.

@@ -11,7 +11,7 @@ from rankax.config.base import ConfigError
 from rankax.config.experiment import MeanPoolingConfig, ModelConfig
 from rankax.data.schema import IdSlot, Schema
 from rankax.layers.linear import linear
-from rankax.layers.pooling import mean_pool
+from rankax.layers.pooling import mean_pool, weighted_mean, weighted_sum
 from rankax.models import backbones  # registers them  # noqa: F401
 from rankax.models.base import Features, InputSpec, build_backbone
 from rankax.models.sequences import build_encoder
@@ -41,7 +41,7 @@ class Ranker(nnx.Module):
             rngs: initialisation randomness.
         """
         self.inputs = InputSpec(
-            tokens=tuple(slot.name for slot in schema.slots),
+            tokens=tuple(name for slot in schema.slots for name in _tokens(slot)),
             dims=dict(dims),
             num_numeric=len(schema.numeric),
             num_tasks=len(schema.tasks),
@@ -82,6 +82,7 @@ class Ranker(nnx.Module):
         lengths: jax.Array,
         numeric: jax.Array,
         *,
+        bag_weights: jax.Array | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
         """Computes logits.
@@ -90,13 +91,25 @@ class Ranker(nnx.Module):
             rows: role -> [B, K, D] as `TableEngine.embed` returns them.
             lengths: [B, M] int32.
             numeric: [B, N] float32.
+            bag_weights: [B, P] float32; None if no list has weights.
             rngs: stream "dropout"; needed in training mode only.
 
         Returns:
             [B, T] float32.
+
+        Raises:
+            ValueError: lists have weights, but `bag_weights` is None.
         """
+        weighted = [slot.field for slot in self._slots if slot.weights]
+        if weighted and bag_weights is None:
+            raise ValueError(
+                f"fields {weighted} have weights, but bag_weights is None; pass the "
+                "packed array of that name"
+            )
         embedded = {
-            role: jnp.concatenate(self._combine(role, x, lengths, rngs), axis=1)
+            role: jnp.concatenate(
+                self._combine(role, x, lengths, bag_weights, rngs), axis=1
+            )
             for role, x in rows.items()
         }
         features = Features(embedded=embedded, numeric=numeric)
@@ -105,9 +118,17 @@ class Ranker(nnx.Module):
         return logits.astype(jnp.float32)
 
     def _combine(
-        self, role: str, rows: jax.Array, lengths: jax.Array, rngs: nnx.Rngs | None
+        self,
+        role: str,
+        rows: jax.Array,
+        lengths: jax.Array,
+        bag_weights: jax.Array | None,
+        rngs: nnx.Rngs | None,
     ) -> list[jax.Array]:
-        """Turns the K id columns into pieces of the F tokens, in slot order."""
+        """Turns the K id columns into pieces of the F tokens, in slot order.
+
+        Single ids and lists of combiner "none" are pieces as they are.
+        """
         pieces, index, slots = [], 0, self._slots
         single = _single_ids(slots)
         while index < len(slots):
@@ -130,6 +151,11 @@ class Ranker(nnx.Module):
                     )
                 else:
                     piece = mean_pool(events, lengths[:, first.bag])
+            elif first.weights:
+                assert bag_weights is not None
+                end = first.weights_start + first.width
+                combine = weighted_mean if first.combiner == "mean" else weighted_sum
+                piece = combine(piece, bag_weights[:, first.weights_start : end])
             elif first.combiner == "mean":
                 piece = mean_pool(piece[:, :, None], lengths[:, first.bag])
             elif first.combiner == "sum":
@@ -170,6 +196,13 @@ class Head(nnx.Module):
         kernel, bias = self.linear.kernel[...], self.linear.bias
         assert bias is not None
         return jnp.einsum("btw,wt->bt", hidden, kernel) + bias[...]
+
+
+def _tokens(slot: IdSlot) -> tuple[str, ...]:
+    """Names of the tokens that a slot becomes: one, or L where nothing combines it."""
+    if slot.combiner == "none":
+        return tuple(f"{slot.name}/{place}" for place in range(slot.width))
+    return (slot.name,)
 
 
 def _single_ids(slots: tuple[IdSlot, ...]) -> dict[str, int]:

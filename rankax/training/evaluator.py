@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from rankax.config.experiment import ExperimentConfig
 from rankax.data import lanes
 from rankax.data.source import SplitSource
+from rankax.embeddings import counters
 from rankax.metrics import binary, slices
 from rankax.metrics.slices import SliceMetrics
 from rankax.metrics.task_metrics import TaskMetrics, mean_over_tasks
@@ -35,11 +36,13 @@ class Evaluation:
             `eval.metric` selects by.
         calibration: task -> rows of [mean predicted, observed rate, weight].
         slices: task -> rows of `SliceMetrics.result`; {} without slices.
+        tables: what each table was asked for (`rankax.embeddings.counters`).
     """
 
     metrics: dict[str, float]
     calibration: dict[str, list[list[float]]]
     slices: dict[str, list[dict[str, Any]]]
+    tables: counters.Summary
 
 
 def evaluate(
@@ -84,7 +87,10 @@ def evaluate(
     track = console.track(f"evaluate {source.name}", total=total)
     writer = _PredictionWriter(predictions, schema.tasks) if predictions else None
     scored = _scores(steps, state, source, config, batch_size)
-    for number, (logits, arrays) in enumerate(scored, 1):
+    tables: counters.Summary = {}
+    for number, (logits, counts, arrays) in enumerate(scored, 1):
+        steps.engine.check_rounds([counts])
+        tables = counters.add(tables, counters.summarize(steps.engine.plan, [counts]))
         for t, task in enumerate(schema.tasks):
             true = arrays.get("true_probability")
             metrics[task].update(
@@ -112,6 +118,7 @@ def evaluate(
         metrics=values | mean_over_tasks(values, config.eval.metric, schema.tasks),
         calibration={task: metrics[task].calibration_table() for task in schema.tasks},
         slices=by_slice.result() if by_slice else {},
+        tables=tables,
     )
 
 
@@ -138,8 +145,8 @@ def _scores(
     source: SplitSource,
     config: ExperimentConfig,
     batch_size: int,
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Yields logits [B, T] and the host's arrays of each batch, in order."""
+) -> Iterator[tuple[np.ndarray, counters.Counts, dict[str, np.ndarray]]]:
+    """Yields logits [B, T], counts and the host's arrays of each batch, in order."""
     batches = lanes.read_batches(
         source,
         steps.schema,
@@ -152,14 +159,14 @@ def _scores(
         map_batch=lambda arrays: (steps.to_devices(arrays), arrays),
         prefetch_batches=config.data.prefetch_batches,
     )
-    waiting: deque[tuple[jax.Array, dict[str, Any]]] = deque()
+    waiting: deque[tuple[Any, dict[str, np.ndarray]]] = deque()
     for (batch, arrays), _ in batches:
         waiting.append((steps.evaluate(state, batch), arrays))
         if len(waiting) > _IN_FLIGHT:
-            logits, arrays = waiting.popleft()
-            yield np.asarray(logits), arrays
-    for logits, arrays in waiting:
-        yield np.asarray(logits), arrays
+            scored, arrays = waiting.popleft()
+            yield *jax.device_get(scored), arrays
+    for scored, arrays in waiting:
+        yield *jax.device_get(scored), arrays
 
 
 class _PredictionWriter:

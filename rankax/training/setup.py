@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
+import numpy as np
 
 from rankax.config.base import ConfigError, suggest
 from rankax.config.experiment import ExperimentConfig
+from rankax.data import lanes
 from rankax.data import source as sources
 from rankax.data.schema import Schema
 from rankax.data.source import SplitSource
@@ -63,6 +65,7 @@ def set_up(config: ExperimentConfig) -> Setup:
         fields=config.data.fields,
         tasks=config.data.tasks,
         slices=config.eval.slices,
+        default_row=config.tables.out_of_range == "default_row",
     )
     metric = config.eval.metric or f"{schema.tasks[0]}/auc"
     task, _, name = metric.rpartition("/")
@@ -89,10 +92,35 @@ def set_up(config: ExperimentConfig) -> Setup:
         name: sources.open_split(config.data.source, name, schema)
         for name in ("train", "valid", "test")
     }
+
+    def read_sample() -> np.ndarray:
+        return _first_batch(config, splits["train"], schema)["ids"]
+
     return Setup(
         schema=schema,
         splits=splits,
-        steps=Steps(config, schema, mesh),
+        steps=Steps(config, schema, mesh, read_sample=read_sample),
         selection_metric=metric,
         is_higher_better=is_higher_better,
     )
+
+
+def _first_batch(
+    config: ExperimentConfig, source: SplitSource, schema: Schema
+) -> dict[str, np.ndarray]:
+    """Reads the first batch of a run, whole, on whichever process."""
+    batches = lanes.read_batches(
+        source,
+        schema,
+        batch_size=config.train.batch_size,
+        lanes=config.data.lanes,
+        seed=config.train.seed,
+        shuffle=config.data.shuffle,
+        num_epochs=1,
+        num_threads=config.data.num_threads,
+        prefetch_batches=1,
+    )
+    try:
+        return next(batches)[0]
+    finally:
+        batches.close()

@@ -6,7 +6,7 @@ gradient is not finite writes nothing, neither dense weights nor rows, and neith
 the steps after it: the host finds state and position as they were before it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -20,7 +20,8 @@ import optax
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.schema import Schema
-from rankax.embeddings import optimizers
+from rankax.embeddings import counters, optimizers
+from rankax.embeddings.counters import Counts
 from rankax.embeddings.engine import TableEngine
 from rankax.embeddings.placement import TablePlan, plan_tables
 from rankax.losses import binary_log_loss
@@ -37,13 +38,14 @@ def plan_for(
     config: ExperimentConfig, schema: Schema, *, num_devices: int
 ) -> TablePlan:
     """Places the tables that the configured backbone asks for."""
-    specs = config.model.backbone.tables(
-        {table.name: table.num_rows for table in schema.tables.values()},
-        num_tasks=len(schema.tasks),
-    )
+    specs = config.model.backbone.tables(schema.num_rows, num_tasks=len(schema.tasks))
     columns = [slot.table for slot in schema.slots for _ in range(slot.width)]
     plan = plan_tables(
-        specs, column_tables=columns, config=config.tables, num_devices=num_devices
+        specs,
+        column_tables=columns,
+        config=config.tables,
+        num_devices=num_devices,
+        default_rows=schema.default_rows,
     )
     if config.optimizer.dense.table_l2 and plan.groups:
         names = [table.spec.name for group in plan.groups for table in group.tables]
@@ -65,18 +67,39 @@ class Steps:
         num_dense_parameters: trainable numbers of the network, tables excluded.
     """
 
-    def __init__(self, config: ExperimentConfig, schema: Schema, mesh: Mesh):
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        schema: Schema,
+        mesh: Mesh,
+        *,
+        read_sample: Callable[[], np.ndarray] | None = None,
+    ):
         """Plans the tables and traces the model; allocates no parameters.
+
+        Args:
+            config: the run.
+            schema: fields and tasks.
+            mesh: device mesh.
+            read_sample: returns the ids [n, K] of typical examples, the same on every
+                process; called if the exchange between devices has to be sized.
 
         Raises:
             ConfigError: the configuration does not fit the data set or the devices.
         """
         self.schema = schema
         self.mesh = mesh
+        plan = plan_for(config, schema, num_devices=mesh.size)
+        sample_ids = None
+        if read_sample is not None and mesh.size > 1 and plan.groups:
+            sample_ids = read_sample()
         self.engine = TableEngine(
-            plan_for(config, schema, num_devices=mesh.size),
+            plan,
             mesh,
             optimizers.from_config(config.optimizer.sparse),
+            config=config.tables,
+            seed=config.train.seed,
+            sample_ids=sample_ids,
         )
         self._config = config
         self._task_weights = _task_weights(config, schema)
@@ -140,6 +163,8 @@ class Steps:
             arrays: packed arrays of this process's examples (`rankax.data.schema`).
         """
         batch: DeviceBatch = {name: arrays[name] for name in _DEVICE_ARRAYS}
+        if "bag_weights" in arrays:
+            batch["bag_weights"] = arrays["bag_weights"]
         batch["routes"] = self.engine.route(arrays["ids"])
         sharding = meshes.over_all_devices(self.mesh)
         return jax.tree.map(
@@ -150,7 +175,7 @@ class Steps:
 
     def train(
         self, state: TrainState, batch: DeviceBatch, *, factor: float
-    ) -> tuple[TrainState, jax.Array]:
+    ) -> tuple[TrainState, jax.Array, Counts]:
         """Takes one step; the given state is consumed.
 
         Args:
@@ -159,41 +184,46 @@ class Steps:
             factor: of both learning rates, from the schedule.
 
         Returns:
-            The new state, and the loss [] float32 (weighted sum over tasks).
+            The new state, the loss [] float32 (weighted sum over tasks), and what the
+            tables were asked for (`rankax.embeddings.counters`).
         """
         return self._train(state, batch, np.float32(factor))
 
-    def evaluate(self, state: TrainState, batch: DeviceBatch) -> jax.Array:
-        """Returns logits [B, T] in evaluation mode."""
+    def evaluate(
+        self, state: TrainState, batch: DeviceBatch
+    ) -> tuple[jax.Array, Counts]:
+        """Returns logits [B, T] in evaluation mode, and counts as `train` does."""
         return self._evaluate(state.params, state.rest, state.tables, batch)
 
     def _train_step(
         self, state: TrainState, batch: DeviceBatch, factor: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
-        routes = batch["routes"]
+    ) -> tuple[TrainState, jax.Array, Counts]:
+        requests = self.engine.request(batch["routes"])
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
         def loss_fn(params, rows):
             model = nnx.merge(self._graph, params[NETWORK], state.rest, copy=True)
             model.train()
-            embedded = self.engine.embed(params[TABLES], rows, routes)
+            embedded = self.engine.embed(params[TABLES], rows, requests)
             logits = model(
                 embedded,
                 batch["lengths"],
                 batch["numeric"],
+                bag_weights=batch.get("bag_weights"),
                 rngs=nnx.Rngs(dropout=key),
             )
             losses = binary_log_loss(logits, batch["labels"], batch["weight"])
             rest = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
             return jnp.sum(losses * self._task_weights), rest
 
-        rows = self.engine.lookup(state.tables, routes)
+        rows = self.engine.lookup(state.tables, requests)
         (loss, rest), (gradient, row_gradient) = jax.value_and_grad(
             loss_fn, argnums=(0, 1), has_aux=True
         )(state.params, rows)
 
-        is_finite = _all_finite((loss, gradient, row_gradient))
-        enabled = is_finite & (state.first_bad_step < 0)
+        is_good = _all_finite((loss, gradient, row_gradient))
+        is_good &= self.engine.fits(requests)
+        enabled = is_good & (state.first_bad_step < 0)
         config = self._config.optimizer
         direction, opt_state = self._optimizer.update(
             gradient, state.opt_state, state.params
@@ -204,9 +234,10 @@ class Steps:
         )
         tables = self.engine.update(
             state.tables,
-            routes,
+            requests,
             row_gradient,
             learning_rate=config.sparse.learning_rate * factor,
+            step=state.step,
             enabled=enabled,
         )
         kept = (params, opt_state, rest, state.step + 1)
@@ -214,7 +245,7 @@ class Steps:
         params, opt_state, rest, step = jax.tree.map(
             lambda new, old: jnp.where(enabled, new, old), kept, old
         )
-        is_first_bad = ~is_finite & (state.first_bad_step < 0)
+        is_first_bad = ~is_good & (state.first_bad_step < 0)
         new_state = TrainState(
             step=step,
             params=params,
@@ -224,14 +255,21 @@ class Steps:
             rng=state.rng,
             first_bad_step=jnp.where(is_first_bad, state.step, state.first_bad_step),
         )
-        return new_state, loss
+        return new_state, loss, counters.sum_over_devices(requests)
 
-    def _logits(self, params, rest, tables, batch) -> jax.Array:
+    def _logits(self, params, rest, tables, batch) -> tuple[jax.Array, Counts]:
         model = nnx.merge(self._graph, params[NETWORK], rest, copy=True)
         model.eval()
-        rows = self.engine.lookup(tables, batch["routes"])
-        embedded = self.engine.embed(params[TABLES], rows, batch["routes"])
-        return model(embedded, batch["lengths"], batch["numeric"])
+        requests = self.engine.request(batch["routes"])
+        rows = self.engine.lookup(tables, requests)
+        embedded = self.engine.embed(params[TABLES], rows, requests)
+        logits = model(
+            embedded,
+            batch["lengths"],
+            batch["numeric"],
+            bag_weights=batch.get("bag_weights"),
+        )
+        return logits, counters.sum_over_devices(requests)
 
 
 def _task_weights(config: ExperimentConfig, schema: Schema) -> np.ndarray:

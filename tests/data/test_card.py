@@ -22,7 +22,9 @@ CARD = Card(
     tables=(Table(name="user", num_rows=7), Table(name="item", num_rows=9, ids="hash")),
     fields=(
         CategoricalField(name="user", table="user", column="user_id"),
-        CategoricalField(name="tags", table="item", max_length=3, combiner="sum"),
+        CategoricalField(
+            name="tags", table="item", max_length=3, combiner="sum", weights="w_tags"
+        ),
         NumericField(name="price"),
         SequenceField(
             name="history",
@@ -63,6 +65,12 @@ def test_card_survives_its_file(tmp_path):
     assert (tmp_path / "dataset.json").is_file()
 
 
+def test_unused_weights_leave_the_text_of_a_card_as_it_was():
+    fields = json.loads(CARD.to_json())["fields"]
+    assert fields[1]["weights"] == "w_tags"
+    assert [("weights" in field) for field in fields] == [False, True, False, False]
+
+
 def test_folder_without_a_card_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"dataset\.json is missing; make one with"):
         cards.load(tmp_path)
@@ -89,7 +97,24 @@ def test_card_that_is_not_json_is_refused(tmp_path):
         ("tables/1/name", "user", "names table 'user' twice"),
         ("fields/0/kind", "single", r"fields\[0\]: kind 'single' is unknown"),
         ("fields/0/table", "usr", "'usr', which the card does not define; did you"),
-        ("fields/1/combiner", "max", "combiner 'max' is unknown; known: mean, sum"),
+        (
+            "fields/1/combiner",
+            "max",
+            "combiner 'max' is unknown; known: mean, none, sum",
+        ),
+        (
+            "fields/1/combiner",
+            "none",
+            "'tags' names weights 'w_tags', but combiner 'no",
+        ),
+        (
+            "fields/1/max_length",
+            0,
+            r"one id per example \(max_length = 0\); weights bel",
+        ),
+        ("fields/1/weights", 1.5, r"fields\[1\]: weights must be str, found 1.5"),
+        ("fields/2/weights", "w", r"fields\[2\]: unknown key 'weights'"),
+        ("fields/3/weights", "w", r"fields\[3\]: unknown key 'weights'"),
         ("fields/3/max_length", 0, "sequence 'history' needs columns and max_length"),
         ("fields/3/columns/0/table", "x", "field 'history' uses table 'x'"),
         ("fields/3/columns/0", 5, r"columns\[0\]: expected an object, found 5"),

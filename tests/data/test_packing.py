@@ -290,6 +290,129 @@ def test_id_outside_its_table_names_the_field():
     assert "field 'history/item': 1 of 4 ids are outside table 'item'" in text
 
 
+def test_ids_outside_their_tables_get_the_default_row_and_padding_stays_padding():
+    schema = Schema.select(CARD, default_row=True)
+    strange = table(
+        user=pa.array([-1, 10, 2**40]),
+        hist_items=pa.array([[1, 50, -1], [49], []]),
+    )
+    ids = packing.pack(strange, schema, where="shop")["ids"]
+    # Slots: user, tags × 3, item, history/item × 2, history/tag × 2.
+    assert ids[:, 0].tolist() == [10, 10, 10]
+    assert ids[:, 5:7].tolist() == [[50, 50], [49, -1], [-1, -1]]
+    assert ids[:, 1:4].max() < 1000  # hashed: every id has a row
+    checked = packing.pack(table(), SCHEMA, where="shop")["ids"]
+    inside = packing.pack(table(), schema, where="shop")["ids"]
+    np.testing.assert_array_equal(inside, checked)
+
+
+WEIGHTED = Card(
+    name="weighted",
+    tables=(Table(name="tag", num_rows=50),),
+    fields=(
+        CategoricalField(name="likes", table="tag", max_length=4, weights="w_likes"),
+        CategoricalField(name="plain", table="tag", max_length=3),
+        CategoricalField(
+            name="deltas", table="tag", max_length=2, combiner="sum", weights="w_deltas"
+        ),
+    ),
+    labels=(Label(name="click"),),
+    splits={},
+)
+LISTS = {
+    "likes": [[1, 2, 3, 4, 5], [], [6]],
+    "w_likes": [[9.0, 0.5, 0.0, 1.0, 2.0], [], [0.25]],
+    "plain": [[7], [8], []],
+    "deltas": [[1], [2, 3], []],
+    "w_deltas": [[-1.5], [2, 3], []],
+    "click": [0, 1, 0],
+}
+
+
+def pack_weighted(**changes) -> dict[str, np.ndarray]:
+    schema = Schema.select(WEIGHTED)
+    return packing.pack(pa.table({**LISTS, **changes}), schema, where="lists/train")
+
+
+def test_weights_stand_beside_the_latest_ids():
+    schema = Schema.select(WEIGHTED)
+    needed = "likes w_likes plain deltas w_deltas click"
+    assert packing.needed_columns(schema) == tuple(needed.split())
+    arrays = pack_weighted()
+    assert arrays["bag_weights"].dtype == np.float32
+    assert arrays["bag_weights"].tolist() == [
+        [0.5, 0, 1, 2, -1.5, 0],
+        [0, 0, 0, 0, 2, 3],
+        [0.25, 0, 0, 0, 0, 0],
+    ]
+    assert arrays["ids"][:, :4].tolist() == [[2, 3, 4, 5], [-1] * 4, [6, -1, -1, -1]]
+    one = Schema.select(WEIGHTED, fields=["plain"])
+    assert "bag_weights" not in packing.pack(pa.table(LISTS), one, where="lists")
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float64(), pa.int8()])
+def test_weights_of_any_number_type_and_list_type_are_float32(kind):
+    column = pa.array([[3, 1], [2], []], pa.large_list(pa.int8()))
+    column = column.cast(pa.large_list(kind))
+    ids = pa.array([[1, 2], [3], []])
+    arrays = pack_weighted(deltas=ids, w_deltas=column)
+    assert arrays["bag_weights"].dtype == np.float32
+    assert arrays["bag_weights"][:, 4:].tolist() == [[3, 1], [2, 0], [0, 0]]
+    whole = pa.table({**LISTS, "deltas": ids, "w_deltas": column})
+    cut = packing.pack(whole.slice(1), Schema.select(WEIGHTED), where="cut")
+    np.testing.assert_array_equal(cut["bag_weights"], arrays["bag_weights"][1:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"w_likes": [[1.0] * 5, [], [1.0, 2.0]]},
+            "list 'likes' has columns of unequal lengths in 1 rows; first in row 2: "
+            "'likes' has 1 ids, 'w_likes' has 2; all columns of a list describe the "
+            "same ids, write one value per id",
+        ),
+        (
+            {"w_likes": [[1.0, 1.0, 1.0, 1.0, -2.0], [], [-0.5]]},
+            "column 'w_likes' has 2 of 6 values that are not finite weights >= 0, as a "
+            "mean needs them; first in row 0: -2.0; ",
+        ),
+        (
+            {"w_deltas": [[1.0], [2.0, float("nan")], []]},
+            "column 'w_deltas' has 1 of 3 values that are not finite weights; first in "
+            "row 1: nan; ",
+        ),
+        (
+            {"w_deltas": [[1e300], [2.0, 3.0], []]},
+            "not finite weights; first in row 0: inf",
+        ),
+        (
+            {"w_deltas": [0.5, 0.5, 0.5]},
+            "column 'w_deltas' has type double, expected a list of weights per example, "
+            "a number per id of 'deltas'; write a list",
+        ),
+        (
+            {"w_deltas": [["a"], ["b", "c"], []]},
+            "has type list<item: string>, expected a list of weights per example, "
+            "a number per id of 'deltas'; convert the column",
+        ),
+        (
+            {"w_deltas": [[1.0], [2.0, None], []]},
+            "column 'w_deltas' has 1 missing (null) list elements of 3",
+        ),
+        (
+            {"w_deltas": [[1.0], None, []]},
+            "column 'w_deltas' has 1 missing (null) values of 3",
+        ),
+    ],
+)
+def test_mistakes_in_weights_are_named(changes, message):
+    with pytest.raises(DataError) as error:
+        pack_weighted(**changes)
+    assert str(error.value).startswith("lists/train: ")
+    assert message in str(error.value)
+
+
 def test_domain_beyond_32_bits_is_refused():
     assert "not within 32 bits" in fails(domain=pa.array([0, 1, 2**40]))
 

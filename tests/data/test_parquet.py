@@ -120,6 +120,17 @@ def test_fingerprint_changes_with_files_and_card(folder, tmp_path):
     assert opened(folder).fingerprint != first
 
 
+def test_fingerprint_changes_with_the_weights_of_a_list(folder):
+    def fingerprint(weights: str) -> str:
+        field = CategoricalField(
+            name="tags", table="item", column="unused", max_length=2, weights=weights
+        )
+        dataclasses.replace(made_card(train=25), fields=(field,)).save(folder)
+        return opened(folder).fingerprint
+
+    assert len({fingerprint(weights) for weights in ("", "item", "price")}) == 3
+
+
 def test_configuration_class_chooses_the_kind_of_source(folder):
     assert isinstance(opened(folder), parquet.ParquetSplit)
     config = SyntheticConfig()

@@ -17,7 +17,7 @@ CARD = Card(
     tables=(
         Table(name="tag", num_rows=5),
         Table(name="item", num_rows=9),
-        Table(name="user", num_rows=7),
+        Table(name="user", num_rows=7, ids="hash"),
     ),
     fields=(
         SequenceField(
@@ -32,13 +32,18 @@ CARD = Card(
         NumericField(name="price"),
         CategoricalField(name="tags", table="tag", max_length=2, combiner="sum"),
         CategoricalField(name="user", table="user", column="user_id"),
+        CategoricalField(name="words", table="tag", max_length=3, weights="w_words"),
+        CategoricalField(name="brands", table="tag", max_length=2, combiner="none"),
+        CategoricalField(name="shops", table="tag", max_length=4, weights="w_shops"),
     ),
     labels=(Label(name="ctr", true_probability="p"), Label(name="cvr")),
     splits={},
 )
 
 
-def slot(name, column, table, start, width=1, bag=-1, combiner="", field=""):
+def slot(
+    name, column, table, start, width=1, bag=-1, combiner="", field="", weights=("", -1)
+):
     return IdSlot(
         field=field or name,
         name=name,
@@ -48,6 +53,8 @@ def slot(name, column, table, start, width=1, bag=-1, combiner="", field=""):
         width=width,
         bag=bag,
         combiner=combiner,
+        weights=weights[0],
+        weights_start=weights[1],
     )
 
 
@@ -57,10 +64,14 @@ def test_slots_are_categorical_fields_then_sequences_in_card_order():
         slot("item", "item", "item", 0),
         slot("tags", "tags", "tag", 1, width=2, bag=0, combiner="sum"),
         slot("user", "user_id", "user", 3),
-        slot("history/item", "items", "item", 4, width=4, bag=1, field="history"),
-        slot("history/tag", "item_tags", "tag", 8, width=4, bag=1, field="history"),
+        slot("words", "words", "tag", 4, 3, 1, "mean", weights=("w_words", 0)),
+        slot("brands", "brands", "tag", 7, width=2, bag=2, combiner="none"),
+        slot("shops", "shops", "tag", 9, 4, 3, "mean", weights=("w_shops", 3)),
+        slot("history/item", "items", "item", 13, width=4, bag=4, field="history"),
+        slot("history/tag", "item_tags", "tag", 17, width=4, bag=4, field="history"),
     )
-    assert (schema.num_id_columns, schema.num_bags) == (12, 2)
+    assert (schema.num_id_columns, schema.num_bags) == (21, 5)
+    assert schema.num_bag_weights == 7
     assert list(schema.tables) == ["tag", "item", "user"]
     assert schema.tasks == ("ctr", "cvr")
     assert not schema.has_true_probability  # of one task only
@@ -73,6 +84,22 @@ def test_selection_keeps_the_order_of_the_card():
     assert (schema.num_id_columns, schema.num_bags) == (2, 0)
     assert schema.tasks == ("ctr",) and schema.has_true_probability
     assert schema.numeric == () and schema.sequences == ()
+    assert schema.num_bag_weights == 0
+    one = Schema.select(CARD, fields=["shops", "user"])
+    assert [s.weights_start for s in one.slots] == [-1, 0]
+
+
+def test_default_row_is_one_more_in_direct_tables_only():
+    schema = Schema.select(CARD)
+    assert schema.num_rows == {"tag": 5, "item": 9, "user": 7}
+    assert schema.default_rows == {}
+    schema = Schema.select(CARD, fields=["user", "tags"], default_row=True)
+    assert schema.num_rows == {"tag": 6, "user": 7}
+    assert schema.default_rows == {"tag": 5}
+    assert {name: table.num_rows for name, table in schema.tables.items()} == {
+        "tag": 5,
+        "user": 7,
+    }  # what the card says
 
 
 def test_unknown_names_get_a_suggestion():

@@ -102,3 +102,27 @@ def test_direct_counts_and_names_ids_outside_the_table():
     assert text.startswith("shop/train: field 'history/item': 3 of 4 ids are outside")
     assert "table 'item' with num_rows = 10" in text
     assert "largest 12" in text and "set num_rows of the table to 13" in text
+    assert "--config.tables.out_of_range=default_row" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_rows", "ids"),
+    [
+        (np.int8, 300, [-128, -1, 0, 127]),  # V and the default row do not fit the ids
+        (np.uint8, 200, [0, 199, 200, 255]),
+        (np.int32, 10, [0, 9, 10, -1, 2**31 - 1, -(2**31)]),
+        (np.int64, 10, [2**32 + 3, 2**63 - 1, -(2**63), 5]),  # 3 in the low 32 bits
+        (np.uint64, 10, [2**64 - 1, 2**32, 4]),
+        (np.int64, 2**31 - 1, [2**31 - 2, 2**31 - 1, -1]),
+        (np.int64, 4, [0, 1, 2, 3]),
+        (np.int64, 4, []),
+    ],
+)
+def test_ids_outside_the_table_get_the_default_row(kind, num_rows, ids):
+    given = np.array(ids, kind)
+    rows = transforms.direct_rows(
+        given, num_rows=num_rows, table="t", field="f", default_row=num_rows
+    )
+    assert rows.dtype == np.int32
+    assert rows.tolist() == [i if 0 <= i < num_rows else num_rows for i in ids]
+    assert given.tolist() == ids

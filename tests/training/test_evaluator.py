@@ -106,7 +106,12 @@ def test_the_result_has_the_promised_keys(finished):
 def test_the_run_folder_holds_curves_events_and_a_report(finished):
     _, folder, _ = finished
     lines = read_metrics(folder)
-    assert [x["split"] for x in lines] == ["train", "valid", "test"]
+    assert [x["split"] for x in lines] == [
+        "train",
+        "tables",
+        "valid",
+        "test",
+    ]
     assert lines[0]["loss"] > 0 and 0 <= lines[0]["input_wait"] <= 1
     assert list(folder.glob("events.out.tfevents.*"))
     assert "<svg" in (folder / "report.html").read_text()
@@ -182,7 +187,7 @@ def test_a_mean_of_ranking_metrics_selects_and_is_logged(sliced):
     parts = [best["metrics"][f"{task}/ndcg@5"] for task in ("ctr", "ctcvr")]
     assert best["metric"] == "mean/ndcg@5"
     assert best["value"] == pytest.approx(np.mean(parts))
-    for line in read_metrics(folder)[1:]:  # valid and test
+    for line in read_metrics(folder)[2:]:  # valid and test
         assert line["mean/ndcg@5"] == pytest.approx(
             (line["ctr/ndcg@5"] + line["ctcvr/ndcg@5"]) / 2
         )

@@ -88,6 +88,7 @@ def test_a_run_interrupted_anywhere_ends_bit_equal(tmp_path, monkeypatch):
     parts = train(config, str(tmp_path / "parts"))
 
     assert parts["metrics"] == whole["metrics"]
+    assert parts["tables"] == whole["tables"]
     assert parts["examples_seen"] == whole["examples_seen"] == 2 * 6_000
     step, a, _ = final_state(config, tmp_path / "whole")
     assert step == 48
@@ -96,7 +97,7 @@ def test_a_run_interrupted_anywhere_ends_bit_equal(tmp_path, monkeypatch):
     assert record["position"]["epoch"] == 2
 
     def curve(folder):
-        lines = [x for x in read_metrics(folder) if x["split"] != "train"]
+        lines = [x for x in read_metrics(folder) if x["split"] in ("valid", "test")]
         return [(x["step"], x["split"], x["ctr/auc"]) for x in lines]
 
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")

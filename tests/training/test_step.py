@@ -62,7 +62,7 @@ def test_training_is_the_same_on_one_device_and_on_a_4x2_mesh():
         steps = make_steps(config, devices, model)
         state = steps.init_state()
         for arrays in batches(config, steps, 5):
-            state, _ = steps.train(state, steps.to_devices(arrays), factor=1.0)
+            state, *_ = steps.train(state, steps.to_devices(arrays), factor=1.0)
         states.append(jax.tree.map(np.asarray, state))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *states
@@ -78,7 +78,7 @@ def test_the_loss_is_the_weighted_sum_of_the_tasks():
         (arrays,) = batches(config, steps, 1)
         batch = steps.to_devices(arrays)
         start = jax.tree.map(np.asarray, steps.init_state().params)
-        state, loss = steps.train(steps.init_state(), batch, factor=1.0)
+        state, loss, _ = steps.train(steps.init_state(), batch, factor=1.0)
         losses[weights] = float(loss)
         moved = np.any(
             np.asarray(state.params["network"]["head"]["linear"]["kernel"])
@@ -99,7 +99,7 @@ def test_a_step_that_is_not_finite_writes_nothing_and_neither_do_later_ones(pois
     steps = make_steps(config, 2)
     state = steps.init_state()
     good = batches(config, steps, 4)
-    state, _ = steps.train(state, steps.to_devices(good[0]), factor=1.0)
+    state, *_ = steps.train(state, steps.to_devices(good[0]), factor=1.0)
     before = jax.tree.map(np.array, state)
     bad = dict(good[1])
     if poison == "loss":
@@ -109,7 +109,7 @@ def test_a_step_that_is_not_finite_writes_nothing_and_neither_do_later_ones(pois
         bad["weight"][0] = 3e38
         bad["numeric"] = bad["numeric"] * np.float32(1e30)
     for arrays in (bad, good[2], good[3]):
-        state, _ = steps.train(state, steps.to_devices(arrays), factor=1.0)
+        state, *_ = steps.train(state, steps.to_devices(arrays), factor=1.0)
     after = jax.tree.map(np.array, state)
     assert after.first_bad_step == 1 and before.first_bad_step == -1
     for name in ("step", "params", "opt_state", "rest", "tables"):
@@ -130,7 +130,7 @@ def test_only_touched_rows_move_and_the_factor_scales_both_optimizers():
         before = oracle.read_tables(steps.engine.plan, state.tables)
         params = jax.tree.map(np.array, state.params)
         (arrays,) = batches(config, steps, 1)
-        state, _ = steps.train(state, steps.to_devices(arrays), factor=factor)
+        state, *_ = steps.train(state, steps.to_devices(arrays), factor=factor)
         after = oracle.read_tables(steps.engine.plan, state.tables)
         moved[factor] = {key: after[key] - before[key] for key in after}
         dense = jax.tree.map(lambda a, b: np.asarray(a) - b, state.params, params)
@@ -156,8 +156,8 @@ def test_evaluation_mode_ignores_dropout_and_leaves_the_state():
     state = steps.init_state()
     (arrays,) = batches(config, steps, 1)
     batch = steps.to_devices(arrays)
-    first = np.asarray(steps.evaluate(state, batch))
-    np.testing.assert_array_equal(first, steps.evaluate(state, batch))
+    first = np.asarray(steps.evaluate(state, batch)[0])
+    np.testing.assert_array_equal(first, steps.evaluate(state, batch)[0])
     assert first.shape == (64, 2) and first.dtype == np.float32
 
 
@@ -170,7 +170,7 @@ def test_dropout_is_the_same_on_any_device_count():
         steps = make_steps(config, devices)
         state = steps.init_state()
         (arrays,) = batches(config, steps, 1)
-        _, loss = steps.train(state, steps.to_devices(arrays), factor=1.0)
+        _, loss, _ = steps.train(state, steps.to_devices(arrays), factor=1.0)
         losses.append(float(loss))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 

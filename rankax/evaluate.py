@@ -9,7 +9,11 @@ from rankax.config.experiment import ExperimentConfig
 from rankax.observe.console import Console
 from rankax.training import run_folder
 from rankax.training.checkpoint import Checkpoints
-from rankax.training.evaluator import PREDICTIONS, tell_worst_slices
+from rankax.training.evaluator import (
+    PREDICTIONS,
+    tell_out_of_vocabulary,
+    tell_worst_slices,
+)
 from rankax.training.evaluator import evaluate as evaluate_split
 from rankax.training.setup import set_up
 
@@ -63,6 +67,7 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         for name, value in evaluation.metrics.items():
             console.message(f"{split:5}  {name:28} {value:.6g}")
         tell_worst_slices(console, split, evaluation.metrics, evaluation.slices)
+        tell_out_of_vocabulary(console, split, evaluation.tables)
     run_folder.write_json(folder / FILE_NAME, result)
     console.close()
     return result

@@ -29,6 +29,7 @@ from rankax.training.evaluator import (
     PREDICTIONS,
     Evaluation,
     evaluate,
+    tell_out_of_vocabulary,
     tell_worst_slices,
 )
 from rankax.training.setup import Setup, set_up
@@ -107,6 +108,9 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         f"{steps.engine.plan.num_parameters:,} table parameters, "
         f"{steps.mesh.size} {jax.default_backend()} device(s), {num_steps:,} steps"
     )
+
+    console.message(str(steps.engine))
+    (folder / run_folder.TABLES).write_text(f"{steps.engine.plan}\n")
 
     # ------------------------------------------------ start or continue
     checkpoints = Checkpoints(
@@ -202,6 +206,14 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
                     epoch=_epoch(position, config, per_epoch),
                     values=valid.metrics,
                 )
+                untouched = steps.never_updated(state)
+                if untouched:
+                    writer.write(
+                        step=step,
+                        split="tables",
+                        epoch=_epoch(position, config, per_epoch),
+                        values={f"{k}/never_updated": v for k, v in untouched.items()},
+                    )
                 _tell(console, track, valid, step, setup, is_best, progress)
             if is_save:
                 wall_seconds = progress.wall_seconds + time.monotonic() - started
@@ -262,6 +274,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         "num_dense_parameters": steps.num_dense_parameters,
         "num_table_parameters": steps.engine.plan.num_parameters,
         "tables": {"train": progress.tables, "test": test.tables},
+        "never_updated": steps.never_updated(state),
         "versions": environment.versions(),
         "hardware": environment.hardware(),
         "calibration_table": test.calibration,
@@ -427,6 +440,7 @@ def _tell_result(
             )
         console.message(text)
     tell_worst_slices(console, "test", metrics, result["slices"])
+    tell_out_of_vocabulary(console, "test", result["tables"]["test"])
     console.message(
         f"{result['examples_per_second']:,.0f} examples/s, input wait "
         f"{result['input_wait']:.1%}, {result['wall_seconds']:.0f} s in all; "

@@ -32,6 +32,7 @@ def count_ids(
     ids: np.ndarray,
     stack_rows: Mapping[str, np.ndarray],
     *,
+    is_counted: np.ndarray | None,
     local_devices: int,
 ) -> Counts:
     """Counts what the host sees of one batch.
@@ -40,12 +41,15 @@ def count_ids(
         plan: placement.
         ids: [B, K] int32 rows within tables; -1 = padding.
         stack_rows: rows of each replicated stack, [B, K_r].
+        is_counted: [B] bool, examples whose ids count; None = all.
         local_devices: devices of this process.
 
     Returns:
         `looked_up` and `default` [devices, K], and `unique`: replicated stack ->
         [devices, T].
     """
+    if is_counted is not None:
+        ids = np.where(is_counted[:, None], ids, -1)
     blocks = ids.reshape(local_devices, -1, ids.shape[1])
     default = np.zeros((local_devices, ids.shape[1]), np.int32)
     if plan.default_rows:
@@ -128,10 +132,11 @@ def log_values(summary: Summary) -> dict[str, float]:
 
 def add(totals: Summary, summary: Summary) -> Summary:
     """Returns the sums of `TOTALS` of two records."""
-    result = {name: dict(record) for name, record in totals.items()}
-    for name, record in summary.items():
-        own = result.setdefault(name, {})
-        for counter in TOTALS:
-            if counter in record:
-                own[counter] = own.get(counter, 0) + record[counter]
+    result: Summary = {}
+    for summand in (totals, summary):
+        for name, record in summand.items():
+            own = result.setdefault(name, {})
+            for counter in TOTALS:
+                if counter in record:
+                    own[counter] = own.get(counter, 0) + record[counter]
     return result

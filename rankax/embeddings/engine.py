@@ -73,6 +73,34 @@ class TableEngine:
 
     # ------------------------------------------------------------ state
 
+    def __str__(self) -> str:
+        """What will be allocated, array by array, for people; allocates nothing."""
+        tables = jax.eval_shape(self.init_tables, jax.random.key(0))
+        lines, total = [], 0
+        for group in self.plan.groups:
+            arrays = tables[group.name]
+            size = sum(x.size * x.dtype.itemsize for x in arrays.values())
+            shapes = ", ".join(
+                f"{name} {arrays[name].dtype}{list(arrays[name].shape)}"
+                for name in sorted(arrays, key="rows".__ne__)
+            )
+            own = size // self.mesh.size
+            total += own
+            lines.append(
+                f"{group.name}: {len(group.tables)} tables by row, "
+                f"{own / 1e6:,.1f} MB on each of {self.mesh.size} devices ({shapes})"
+            )
+        for stack in self.plan.stacks:
+            size = stack.num_rows * stack.dim * 4
+            total += size
+            lines.append(
+                f"{stack.name}: {len(stack.tables)} tables replicated, "
+                f"{size / 1e6:,.1f} MB on every device, optimizer aside "
+                f"(float32[{stack.num_rows}, {stack.dim}])"
+            )
+        lines.append(f"tables take {total / 1e6:,.1f} MB on each device")
+        return "\n".join(lines)
+
     def init_tables(self, key: jax.Array) -> dict[str, TableState]:
         """Allocates the row-sharded tables, already sharded.
 
@@ -142,11 +170,13 @@ class TableEngine:
         self._capacities[group.name, examples_per_device] = capacity
         return capacity
 
-    def route(self, ids: np.ndarray) -> Routes:
+    def route(self, ids: np.ndarray, *, is_counted: np.ndarray | None = None) -> Routes:
         """Routes one process's share of a batch; NumPy only, safe in any thread.
 
         Args:
             ids: [B, K] int32 rows within tables; -1 = padding.
+            is_counted: [B] bool, False for examples that only fill a batch up: their
+                ids are looked up but not counted; None = all count.
 
         Returns:
             Host arrays, all with a first dimension that is split over all devices: per
@@ -182,7 +212,9 @@ class TableEngine:
                 "requests": result.requests,
             }
         stacks = {stack.name: stack.stack_rows(ids) for stack in self.plan.stacks}
-        counts = counters.count_ids(self.plan, ids, stacks, local_devices=local)
+        counts = counters.count_ids(
+            self.plan, ids, stacks, is_counted=is_counted, local_devices=local
+        )
         return {"groups": groups, "stacks": stacks, "counts": counts}
 
     def _check_ids(self, ids: np.ndarray, local_devices: int) -> None:
@@ -297,6 +329,24 @@ class TableEngine:
                 tables[name], asked, gradients[name], learning_rate, step, enabled
             )
         return new
+
+    def never_updated(self, tables: Mapping[str, TableState]) -> dict[str, jax.Array]:
+        """Counts rows that no step has touched: group -> [T] int32, padding excluded.
+
+        Groups without `last_step` (`tables.track_last_step`) are left out.
+        """
+        counts = {}
+        for name, group in self._groups.items():
+            if "last_step" not in tables[name]:
+                continue
+            untouched = (tables[name]["last_step"] == 0).sum(axis=0, dtype=jnp.int32)
+            starts = np.array([table.offset for table in group.tables])
+            by_table = jnp.cumsum(untouched)[np.append(starts[1:], group.depth) - 1]
+            rows = np.array([table.spec.num_rows for table in group.tables])
+            depths = np.diff([*starts, group.depth])
+            padding = (depths * group.num_shards - rows).astype(np.int32)
+            counts[name] = jnp.diff(by_table, prepend=0) - padding
+        return counts
 
     def fits(self, requests: Routes) -> jax.Array:
         """Returns whether every group's rounds can carry the batch, [] bool."""

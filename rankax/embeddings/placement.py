@@ -189,15 +189,14 @@ class TablePlan:
 
     def __str__(self) -> str:
         """A table of tables, for people."""
-        lines = [f"{'table':24} {'role':10} {'rows':>12} {'dim':>4} {'MB':>9}  placed"]
+        lines = [f"{'table':24} {'role':10} {'rows':>13} {'dim':>4}  placed"]
         for part in self.parts:
             where = "by row" if isinstance(part, RowGroup) else "replicated"
             for table in part.tables:
                 spec = table.spec
-                size = spec.num_rows * spec.dim * 4 / 1e6
                 lines.append(
-                    f"{spec.name:24} {spec.role:10} {spec.num_rows:12,} {spec.dim:4} "
-                    f"{size:9.2f}  {where} in {part.name}"
+                    f"{spec.name:24} {spec.role:10} {spec.num_rows:13,} {spec.dim:4}  "
+                    f"{where} in {part.name}"
                 )
         return "\n".join(lines)
 

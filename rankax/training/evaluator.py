@@ -139,6 +139,18 @@ def tell_worst_slices(
             )
 
 
+def tell_out_of_vocabulary(
+    console: Console, split: str, tables: counters.Summary
+) -> None:
+    """Prints which tables gave ids outside of them the default row."""
+    for name, counts in tables.items():
+        if counts["out_of_vocabulary"]:
+            console.message(
+                f"{split}: {counts['out_of_vocabulary']:,} of {counts['looked_up']:,} "
+                f"ids are outside table {name} and got its default row"
+            )
+
+
 def _scores(
     steps: Steps,
     state: TrainState,

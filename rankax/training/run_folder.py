@@ -10,6 +10,7 @@ from rankax.config.base import ConfigError, config_hash, difference
 from rankax.config.experiment import NOT_OF_THE_RUN, ExperimentConfig
 
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
+TABLES = "tables.txt"  # where every table was placed
 
 
 def claim(workdir: str, config: ExperimentConfig) -> pathlib.Path:

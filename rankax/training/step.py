@@ -110,6 +110,7 @@ class Steps:
         self.num_dense_parameters = sum(x.size for x in jax.tree.leaves(params))
         self._train = jax.jit(self._train_step, donate_argnums=0)
         self._evaluate = jax.jit(self._logits)
+        self._never_updated = jax.jit(self.engine.never_updated)
 
     # ------------------------------------------------------------ state
 
@@ -165,7 +166,9 @@ class Steps:
         batch: DeviceBatch = {name: arrays[name] for name in _DEVICE_ARRAYS}
         if "bag_weights" in arrays:
             batch["bag_weights"] = arrays["bag_weights"]
-        batch["routes"] = self.engine.route(arrays["ids"])
+        batch["routes"] = self.engine.route(
+            arrays["ids"], is_counted=arrays["weight"] > 0
+        )
         sharding = meshes.over_all_devices(self.mesh)
         return jax.tree.map(
             lambda x: jax.make_array_from_process_local_data(sharding, x), batch
@@ -194,6 +197,19 @@ class Steps:
     ) -> tuple[jax.Array, Counts]:
         """Returns logits [B, T] in evaluation mode, and counts as `train` does."""
         return self._evaluate(state.params, state.rest, state.tables, batch)
+
+    def never_updated(self, state: TrainState) -> dict[str, int]:
+        """Counts rows that no step has touched: "<role>/<table>" -> rows.
+
+        Empty without `tables.track_last_step`.
+        """
+        counts = jax.device_get(self._never_updated(state.tables))
+        return {
+            f"{group.role}/{table.spec.name}": int(counts[group.name][index])
+            for group in self.engine.plan.groups
+            if group.name in counts
+            for index, table in enumerate(group.tables)
+        }
 
     def _train_step(
         self, state: TrainState, batch: DeviceBatch, factor: jax.Array

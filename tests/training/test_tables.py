@@ -1,0 +1,149 @@
+"""The options of the tables, through whole runs on a dataset folder."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rankax.config.base import ConfigError
+from rankax.config.experiment import ExperimentConfig, ParquetConfig
+from rankax.config.synthetic import SyntheticConfig
+from rankax.data import synthetic
+from rankax.data.card import DataError
+from rankax.models import backbones  # noqa: F401
+from rankax.models.base import named_config
+from rankax.observe.writers import read_metrics
+from rankax.train import train
+
+KNOWN_USERS = 300  # of more in the data
+
+
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory):
+    """A dataset folder whose card promises fewer users than the files hold."""
+    folder = tmp_path_factory.mktemp("data") / "clicks"
+    source = SyntheticConfig(
+        num_train_rows=6_000,
+        num_valid_rows=500,
+        num_test_rows=700,
+        rows_per_group=500,
+    )
+    card = synthetic.write(source, folder)
+    tables = tuple(
+        dataclasses.replace(table, num_rows=KNOWN_USERS, ids="direct")
+        if table.name == "user_id"
+        else table
+        for table in card.tables
+    )
+    dataclasses.replace(card, tables=tables).save(folder)
+    return folder
+
+
+def make_config(folder, **tables):
+    config = ExperimentConfig()
+    config.data.source = ParquetConfig(path=str(folder))
+    config.data.lanes = 8
+    config.model.backbone = named_config("dnn", embedding_dim=4, hidden_dims=(8,))
+    config.train.batch_size = 256
+    config.train.num_epochs = 1
+    config.observe.tensorboard = config.observe.report = False
+    config.tables.num_shards = 64
+    config.tables.replicate_below_bytes = 2_000  # some tables of each kind
+    config.tables.out_of_range = "default_row"
+    for name, value in tables.items():
+        setattr(config.tables, name, value)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(clicks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = make_config(clicks, track_last_step=True)
+    return folder, train(config, str(folder))
+
+
+def users(folder, split):
+    return pq.read_table(folder / split)["user_id"].to_numpy()
+
+
+def test_ids_outside_a_table_are_counted_in_training_and_test(clicks, finished):
+    folder, result = finished
+    for split in ("train", "test"):
+        ids = users(clicks, split)
+        counts = result["tables"][split]["embedding/user_id"]
+        outside = np.count_nonzero((ids < 0) | (ids >= KNOWN_USERS))
+        assert 0 < outside < len(ids)
+        assert counts["out_of_vocabulary"] == outside
+        assert counts["looked_up"] == len(ids)
+    lines = [x for x in read_metrics(folder) if x["split"] == "tables"]
+    windows = [x for x in lines if "embedding/user_id/looked_up" in x]
+    counted = sum(x["embedding/user_id/out_of_vocabulary"] for x in windows)
+    whole = result["tables"]["train"]["embedding/user_id"]
+    assert counted == whole["out_of_vocabulary"]
+    assert all(0 < x["embedding/user_id/unique_ratio"] <= 1 for x in windows)
+    assert all(x["embedding/user_id/shard_load"] >= 1 for x in windows)
+    text = (folder / "tables.txt").read_text()
+    assert "user_id" in text and "by row in embedding_0" in text
+
+
+def test_rows_that_no_example_touched_are_counted(clicks, finished):
+    folder, result = finished
+    seen = np.unique(users(clicks, "train"))
+    seen = np.append(seen[seen < KNOWN_USERS], KNOWN_USERS)  # and the default row
+    untouched = result["never_updated"]["embedding/user_id"]
+    assert untouched == KNOWN_USERS + 1 - len(np.unique(seen))
+    lines = [x for x in read_metrics(folder) if "embedding/user_id/never_updated" in x]
+    assert [x["embedding/user_id/never_updated"] for x in lines] == [untouched]
+
+
+def test_ids_outside_a_table_are_an_error_unless_there_is_a_default_row(clicks):
+    config = make_config(clicks, out_of_range="error")
+    with pytest.raises(DataError, match=r"user_id.*tables\.out_of_range=default_row"):
+        train(config, str(clicks.parent / "refused"))
+
+
+def test_deduplication_on_the_device_gives_the_same_run(clicks, finished, tmp_path):
+    _, host = finished
+    config = make_config(
+        clicks, track_last_step=True, deduplicate="device", capacity_margin=0.0
+    )
+    device = train(config, str(tmp_path))
+    assert device["config_hash"] == host["config_hash"]
+    assert device["metrics"] == host["metrics"]
+    for name, counts in host["tables"]["train"].items():
+        other = device["tables"]["train"][name]
+        for counter in ("looked_up", "unique", "out_of_vocabulary"):
+            assert other[counter] == counts[counter], (name, counter)
+    # Without a margin some batches do not fit one round.
+    rounds = [x.get("overflow_rounds", 0) for x in device["tables"]["train"].values()]
+    assert max(rounds) > 0
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "lazy_adam"])
+def test_sixteen_bit_rows_train_nearly_as_well(clicks, tmp_path, optimizer):
+    auc = {}
+    for dtype in ("float32", "bfloat16"):
+        config = make_config(clicks, dtype=dtype, replicate_below_bytes=0)
+        config.model.backbone = named_config("lr")
+        config.optimizer.sparse.name = optimizer
+        config.optimizer.sparse.learning_rate = 0.05
+        config.train.num_epochs = 2
+        result = train(config, str(tmp_path / dtype))
+        auc[dtype] = result["metrics"]["ctr/auc"]
+    assert auc["float32"] > 0.6
+    assert auc["bfloat16"] == pytest.approx(auc["float32"], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("dtype", "float16", r"tables\.dtype = 'float16' is unknown"),
+        ("deduplicate", "devise", r"did you mean 'device'"),
+        ("out_of_range", "drop", r"tables\.out_of_range = 'drop' is unknown"),
+        ("capacity_margin", -1.0, r"capacity_margin = -1.0 must be at least 0"),
+    ],
+)
+def test_unknown_table_options_are_refused(clicks, option, value, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(clicks, **{option: value}).validate()

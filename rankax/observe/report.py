@@ -13,7 +13,7 @@ from typing import Any
 
 from rankax.config.base import Config
 from rankax.metrics.task_metrics import MEAN
-from rankax.observe import figures, slice_tables
+from rankax.observe import figures, slice_tables, table_counters
 from rankax.observe.console import clock
 from rankax.observe.writers import read_metrics
 
@@ -64,6 +64,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
                 ("Curves", "figures", "".join(_curves(lines, result))),
                 ("Metrics", "scroll", _metrics_table(result)),
                 ("Slices", "slicing", "".join(slice_tables.tables(result))),
+                ("Tables", "scroll", table_counters.table(result)),
                 ("Calibration", "figures", "".join(_calibration(result))),
                 ("Configuration", "cards", "".join(_config_tables(config))),
                 ("Run and machine", "cards", "".join(_machine_tables(result))),

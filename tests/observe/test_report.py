@@ -190,3 +190,31 @@ def test_unfinished_run_has_no_page(run, tmp_path):
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     with pytest.raises(FileNotFoundError, match=r"result.json"):
         write_report(tmp_path)
+
+
+def test_tables_show_what_was_asked_of_them(edited, run):
+    assert "ids looked up" not in write_report(run).read_text()  # an older result
+
+    def add_tables(result):
+        user = {"looked_up": 4000, "unique": 1000, "out_of_vocabulary": 0}
+        result["tables"] = {
+            "train": {
+                "embedding/<user>": {**user, "overflow_rounds": 3},
+                "weight/city": {"looked_up": 0, "unique": 0, "out_of_vocabulary": 0},
+            },
+            "test": {"embedding/<user>": {**user, "out_of_vocabulary": 50}},
+        }
+        result["never_updated"] = {"embedding/<user>": 12345}
+
+    text = Page(edited("result.json", add_tables)).text
+    cells = (
+        "embedding/<user> ",
+        "4,000 ",
+        "25.0% ",
+        "0 ",
+        "50 (1.25%) ",
+        "3 ",
+        "12,345",
+    )
+    assert "".join(cells) in text
+    assert "weight/city 0 – – – – –" in text

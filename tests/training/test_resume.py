@@ -35,6 +35,10 @@ def make_config(**train_options):
     config.data.lanes = 8
     config.tables.num_shards = 64
     config.tables.replicate_below_bytes = 20_000  # some tables of each kind
+    # All that a table can keep: 16-bit rows written with noise, moments, steps.
+    config.tables.dtype = "bfloat16"
+    config.tables.track_last_step = True
+    config.optimizer.sparse.name = "lazy_adam"
     config.model.backbone = named_config(
         "dnn", embedding_dim=4, hidden_dims=(16,), dropout=0.2, use_batch_norm=True
     )

@@ -148,6 +148,25 @@ def test_only_touched_rows_move_and_the_factor_scales_both_optimizers():
     assert not np.any(users)
 
 
+def test_lazy_adam_corrects_by_the_step_counter_of_the_run():
+    config = make_config(named_config("lr"), name="lazy_adam", learning_rate=0.01)
+    config.tables.replicate_below_bytes = 5_000  # users are sharded by row
+    steps = make_steps(config)
+    state = steps.init_state()
+    plan, key = steps.engine.plan, ("weight", "user_id")
+    c = config.optimizer.sparse
+    for t, arrays in enumerate(batches(config, steps, 3), 1):
+        before = oracle.read_tables(plan, state.tables)[key]
+        state, *_ = steps.train(state, steps.to_devices(arrays), factor=0.5)
+        moved = oracle.read_tables(plan, state.tables)[key] - before
+        m = oracle.read_tables(plan, state.tables, part="m")[key] / (1 - c.b1**t)
+        v = oracle.read_tables(plan, state.tables, part="v")[key] / (1 - c.b2**t)
+        slot = next(s for s in steps.schema.slots if s.table == "user_id")
+        touched = np.unique(arrays["ids"][:, slot.start])
+        want = -0.5 * 0.01 * m[touched] / (np.sqrt(v[touched]) + c.eps)
+        np.testing.assert_allclose(moved[touched], want, rtol=1e-3, atol=1e-7)
+
+
 def test_evaluation_mode_ignores_dropout_and_leaves_the_state():
     config = make_config(
         named_config("dnn", embedding_dim=4, hidden_dims=(8,), dropout=0.9)

@@ -4,7 +4,8 @@ Counts are made per step and device, by the thread that routes ids or in the ste
 itself, summed over devices in the step, and summed over steps at a log line:
 
     looked_up           ids, padding excluded
-    unique              rows after each device's de-duplication
+    unique              rows after each device's de-duplication (of row-sharded tables:
+                        with the examples that only fill a batch up)
     out_of_vocabulary   ids outside the table, looked up in its default row
     overflow_rounds     rounds of the table's exchange beyond the first
     shard_load          max / mean over owners of the unique rows asked of them
@@ -57,7 +58,10 @@ def count_ids(
         default = (blocks == np.array(rows, np.int32)).sum(axis=1, dtype=np.int32)
     unique = {}
     for stack in plan.stacks:
-        rows = stack_rows[stack.name].reshape(local_devices, -1)
+        rows = stack_rows[stack.name]
+        if is_counted is not None:
+            rows = np.where(is_counted[:, None], rows, stack.num_rows)
+        rows = rows.reshape(local_devices, -1)
         is_used = np.zeros((local_devices, stack.num_rows + 1), bool)
         is_used[np.arange(local_devices)[:, None], rows] = True
         offsets = [table.offset for table in stack.tables]

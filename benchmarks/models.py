@@ -18,16 +18,12 @@ machine hits all of them. Warm-up steps (compilation included) are not timed.
 
 import argparse
 from collections.abc import Callable, Sequence
-from concurrent import futures
 import dataclasses
 import functools
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
-import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -36,6 +32,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks import measure
+from benchmarks.measure import Schedule, Times
 from rankax.data.card import Card, CategoricalField, Label, Split, Table
 
 LANES = 16
@@ -134,28 +132,6 @@ def write_examples(workload: Workload, folder: pathlib.Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """How long a trial is: warm-up, then chunks that end when their work is done."""
-
-    warmup_steps: int
-    num_chunks: int
-    steps_per_chunk: int
-
-    @property
-    def num_steps(self) -> int:
-        """All steps of a trial."""
-        return self.warmup_steps + self.num_chunks * self.steps_per_chunk
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Times:
-    """Mean seconds of one step in each chunk: by the clock, and of all cores."""
-
-    wall: list[float]
-    cpu: list[float]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """What one process measured.
 
@@ -176,24 +152,6 @@ class Trial:
     version: str
     peak_memory_bytes: int = 0
     load: float = 0.0
-
-
-def time_chunks(
-    schedule: Schedule, step: Callable[[], None], finish: Callable[[], None]
-) -> Times:
-    """Runs the steps; `finish` waits until all work given so far is done."""
-    for _ in range(schedule.warmup_steps):
-        step()
-    finish()
-    times = Times(wall=[], cpu=[])
-    for _ in range(schedule.num_chunks):
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(schedule.steps_per_chunk):
-            step()
-        finish()
-        times.wall.append((time.perf_counter() - wall) / schedule.steps_per_chunk)
-        times.cpu.append((time.process_time() - cpu) / schedule.steps_per_chunk)
-    return times
 
 
 def run_rankax(workload: Workload, folder: pathlib.Path, schedule: Schedule) -> Trial:
@@ -244,12 +202,12 @@ def run_rankax(workload: Workload, folder: pathlib.Path, schedule: Schedule) -> 
         batch, _ = next(batches)
         waits.append(time.perf_counter() - begin)
         running = loss
-        state, loss = steps.train(state, batch, factor=1.0)
+        state, loss, _ = steps.train(state, batch, factor=1.0)
         # One step runs, one is queued. Further ahead, the loop would outrun the reader
         # and wait for it while the device is busy, which is no lost time.
         running.block_until_ready()
 
-    times = time_chunks(schedule, step, lambda: jax.block_until_ready(state))
+    times = measure.time_chunks(schedule, step, lambda: jax.block_until_ready(state))
     batches.close()
     timed = schedule.num_steps - schedule.warmup_steps
     return Trial(
@@ -334,7 +292,8 @@ def run_torch(
             optimizer.step()
 
     return Trial(
-        times=time_chunks(schedule, step, lambda: None),  # on CPU nothing is queued
+        # On CPU nothing is queued.
+        times=measure.time_chunks(schedule, step, lambda: None),
         loss=loss.item(),
         num_dense_parameters=sum(p.numel() for p in dense),
         input_wait=0.0,
@@ -343,20 +302,12 @@ def run_torch(
 
 
 def run_trial(
-    name: str,
-    *,
-    workload: Workload,
-    folder: pathlib.Path,
-    schedule: Schedule,
-    num_threads: int,
+    name: str, *, workload: Workload, folder: pathlib.Path, schedule: Schedule
 ) -> Trial:
     """Runs one contestant; called in a fresh process."""
     load = os.getloadavg()[0]
-    # Both frameworks size their thread pools by the cores that they may run on.
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:num_threads])
-    os.environ["OMP_NUM_THREADS"] = str(num_threads)
     trial = CONTESTANTS[name].run(workload, folder, schedule)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = measure.peak_memory_bytes()
     return dataclasses.replace(trial, peak_memory_bytes=peak, load=load)
 
 
@@ -401,17 +352,14 @@ def run_rounds(
         write_examples(workload, folder)
         for index in range(num_rounds):
             for name in names:
-                with futures.ProcessPoolExecutor(
-                    max_workers=1, mp_context=multiprocessing.get_context("spawn")
-                ) as process:
-                    trial = process.submit(
-                        run_trial,
-                        name,
-                        workload=workload,
-                        folder=folder,
-                        schedule=schedule,
-                        num_threads=num_threads,
-                    ).result()
+                trial = measure.run_alone(
+                    run_trial,
+                    name,
+                    workload=workload,
+                    folder=folder,
+                    schedule=schedule,
+                    num_threads=num_threads,
+                )
                 results[name].append(trial)
             print(round_line(index, results, workload.batch_size), flush=True)
     return results
@@ -474,19 +422,6 @@ def markdown(summaries: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def hardware_line(num_threads: int) -> str:
-    """Returns processor, cores used, memory and Python."""
-    # Imported late: the processes of the peers import this file and need no jax.
-    from rankax.observe import environment
-
-    machine = environment.hardware()
-    return (
-        f"{machine['cpu']}, {num_threads} of {machine['cpu_cores']} cores, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB, "
-        f"Python {platform.python_version()}"
-    )
-
-
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     default = Workload()
@@ -525,7 +460,8 @@ def main() -> None:
         num_chunks=2 if args.quick else 4,
         steps_per_chunk=5 if args.quick else 10,
     )
-    about = hardware_line(args.threads)
+    machine, _ = measure.run_alone(measure.describe)
+    about = measure.hardware_line(machine, args.threads)
     print(about)
     print(
         f"DCN-v2: {workload.num_fields} fields × {workload.dim}, "

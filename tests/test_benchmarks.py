@@ -1,10 +1,20 @@
-"""The contestants of `benchmarks/models.py` train the same network."""
+"""Contestants of one benchmark train the same network, and numbers mean what they say."""
 
+import functools
+import json
+import math
+import os
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import models
-from benchmarks.models import Schedule, Workload
+from benchmarks import contestants, embedding, engine_alone, measure, models, wire
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.measure import Schedule
+from benchmarks.models import Workload
+from rankax.parallel import mesh as meshes
 
 SMALL = Workload(
     num_fields=3, num_rows=200, batch_size=64, num_batches=2, hidden_dims=(8, 4)
@@ -14,6 +24,9 @@ WIDTH = SMALL.num_fields * SMALL.dim
 NUM_PARAMETERS = (
     3 * (WIDTH * WIDTH + WIDTH) + (WIDTH * 8 + 8) + (8 * 4 + 4) + (WIDTH + 4 + 1)
 )
+
+
+# ---------------------------------------------------------------- benchmarks/models.py
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +74,7 @@ def test_torch_trains_the_network_of_equal_size(folder, tables):
 def test_table_shows_rates_and_ratios_to_torch_adam():
     def trial(seconds):
         return models.Trial(
-            times=models.Times(wall=seconds, cpu=seconds),
+            times=measure.Times(wall=seconds, cpu=seconds),
             loss=0.5,
             num_dense_parameters=1,
             input_wait=0.01,
@@ -79,3 +92,352 @@ def test_table_shows_rates_and_ratios_to_torch_adam():
     ).splitlines()
     assert "| 500 | 2.00 / 4.00 | 200 / 100 | 200 | 1.0% |" in table[2]
     assert "| 250 | 1.00 / 1.00 | 400 / 400 |" in table[3]
+
+
+# ---------------------------------------------------------------- benchmarks/measure.py
+
+
+def test_a_process_alone_returns_a_result_or_its_error():
+    assert measure.run_alone(math.comb, 5, 2) == 10
+    assert len(measure.run_alone(os.sched_getaffinity, 0, num_threads=1)) == 1
+    with pytest.raises(ZeroDivisionError):
+        measure.run_alone(eval, "1 / 0")
+
+
+def test_memory_that_runs_out_is_a_memory_error_however_it_shows():
+    with pytest.raises(MemoryError, match="killed"):
+        measure.run_alone(eval, "__import__('os').kill(__import__('os').getpid(), 9)")
+    with pytest.raises(MemoryError):
+        measure.run_alone(np.ones, 10**15)
+    with pytest.raises(MemoryError, match="RESOURCE_EXHAUSTED"):
+        jax_says = "RuntimeError('RESOURCE_EXHAUSTED: no room')"
+        measure.run_alone(exec, f"raise {jax_says}")
+
+
+def test_peak_memory_is_the_own_process_not_its_parents():
+    ballast = np.ones(50_000_000)  # 400 MB here
+    assert measure.peak_memory_bytes() > ballast.nbytes
+    assert 1e6 < measure.run_alone(measure.peak_memory_bytes) < 200e6
+
+
+def test_warm_steps_fill_the_time_of_four_chunks():
+    steps = []
+    times = measure.time_warm(lambda: steps.append(1), lambda: None, 0.001)
+    assert len(times.wall) == 4
+    assert len(steps) % 4 == 1  # the first one tells how many fit
+    assert len(steps) > 5
+    slow = []
+    measure.time_warm(lambda: slow.append(1), lambda: None, 0.0)
+    assert len(slow) == 5
+
+
+# ---------------------------------------------------------------- contestants of tables
+
+TABLES = contestants.Workload(
+    num_rows=26 * 40, dim=4, batch_size=256, num_batches=4, seed=3
+)
+
+
+def test_ids_follow_a_power_law_in_scattered_rows_of_every_field():
+    workload = contestants.Workload(
+        num_rows=26_000, dim=4, batch_size=4096, num_batches=2
+    )
+    ids, labels = workload.batches()
+    assert ids.shape == (2, 4096, 26)
+    assert ids.min() == 0
+    assert ids.max() == 999
+    assert 0.1 < labels.mean() < 0.5
+    # Of density x^-1.05 on [1, 1001): ∫ from 1 to 2 over the whole.
+    expected = (1 - 2**-0.05) / (1 - 1001**-0.05)
+    shares = np.bincount(ids[..., 5].ravel(), minlength=1000) / 8192
+    first, second = np.argsort(-shares)[:2]
+    assert shares[first] == pytest.approx(expected, abs=0.02)
+    assert abs(int(first) - int(second)) > 1
+    assert (workload.batches()[0] == ids).all()
+
+
+@pytest.fixture
+def zero_tables(monkeypatch):
+    """Contestants draw their own tables; from zero all of them start equal."""
+    monkeypatch.setattr(contestants, "TABLE_BOUND", 0.0)
+
+
+def losses_of(name):
+    pytest.importorskip(CONTESTANTS[name].module)
+    program = CONTESTANTS[name].build(TABLES)
+    losses = [float(program.step()) for _ in range(8)]
+    program.finish()
+    return losses
+
+
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_every_contestant_starts_from_the_same_loss_and_learns(zero_tables, name):
+    labels = TABLES.batches()[1][0]
+    losses = losses_of(name)
+    network = TABLES.network()  # of zeros: both biases are zero, so is every logit
+    assert not np.any(network["bias_0"]) and not np.any(network["bias_1"])
+    assert labels.shape == (256,)
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses[-1] < losses[0] - 1e-3
+
+
+@pytest.mark.parametrize(
+    "name, same",
+    [
+        ("fbgemm", "rankax"),
+        ("jax_adam", "torch_adam"),
+        ("torch_fused_adam", "torch_adam"),
+    ],
+)
+def test_contestants_with_one_update_rule_learn_the_same(zero_tables, name, same):
+    np.testing.assert_allclose(losses_of(name), losses_of(same), rtol=1e-5)
+
+
+def test_initial_tables_of_ours_are_uniform_within_the_bound():
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    engine, init, _, _ = contestants.engine_program(TABLES, mesh)
+    (group,) = engine.plan.groups
+    rows = np.asarray(init()["tables"][group.name]["rows"]).reshape(-1, 4)
+    used = rows[group.stack_rows(np.arange(40, dtype=np.int32)[:, None].repeat(26, 1))]
+    assert np.abs(used).max() <= contestants.TABLE_BOUND
+    assert used.std() == pytest.approx(contestants.TABLE_BOUND / math.sqrt(3), rel=0.05)
+
+
+def test_memory_needed_is_that_of_the_arrays_a_step_holds():
+    workload = contestants.Workload(num_rows=26_000, dim=16, batch_size=8)
+    table = 26_000 * 16 * 4
+    needed = {name: c.needed_bytes(workload) for name, c in CONTESTANTS.items()}
+    assert needed["rankax"] == needed["fbgemm"] == table + 26_000 * 4
+    assert needed["torch_sparse_adam"] == 3 * table
+    assert needed["jax_adam"] == needed["torch_fused_adam"] == 4 * table
+
+
+# ---------------------------------------------------------------- benchmarks/embedding.py
+
+
+def test_cells_take_turns_and_a_killed_one_is_left_out(monkeypatch):
+    calls = []
+
+    def run_alone(function, *arguments, num_threads):
+        calls.append(arguments[0])
+        return function(*arguments)
+
+    def run(name):
+        if name == "large":
+            raise MemoryError("the process was killed")
+        seconds = 0.001 * len(calls)
+        return {"times": measure.Times(wall=[seconds] * 2, cpu=[]), "loss": len(calls)}
+
+    monkeypatch.setattr(measure, "run_alone", run_alone)
+    cells = {name: (run, name) for name in ("a", "large", "b")}
+    results = measure.in_turn(cells, num_rounds=3)
+    assert calls == ["a", "large", "b", "a", "b", "a", "b"]
+    assert results["large"] == {"status": "does not fit: the process was killed"}
+    assert results["a"]["status"] == "ok"
+    assert results["a"]["chunks_ms"] == pytest.approx([1, 1, 4, 4, 6, 6])
+    assert results["a"]["median_ms"] == pytest.approx(4)
+    assert results["a"]["min_ms"] == pytest.approx(1)
+    assert results["a"]["loss"] == 4
+
+
+def test_a_contestant_beyond_the_memory_is_not_started(monkeypatch):
+    started = []
+
+    def run_alone(function, name, workload, chunk_seconds, **_):
+        started.append(name)
+        wall = [0.004 if name == "fbgemm" else 0.002]
+        return {"times": measure.Times(wall=wall, cpu=[]), "loss": 0.7, "peak_mb": 1.0}
+
+    monkeypatch.setattr(measure, "run_alone", run_alone)
+    plan = embedding.Plan(
+        rows=[26_000], dims=[16], batch_sizes=[8], rounds=2, memory_bytes=5_000_000
+    )
+    records = embedding.measure_step(plan)
+    assert set(started) == {"rankax", "fbgemm"}
+    by_name = {record["contestant"]: record for record in records}
+    assert list(by_name) == list(CONTESTANTS)
+    assert by_name["torch_adam"]["status"] == "does not fit: needs 0 GB"
+    assert by_name["fbgemm"]["median_ratio"] == pytest.approx(2)
+    lines = embedding.SECTIONS["step"].table(records).splitlines()
+    assert lines[2].startswith(
+        "| 16 | 8 | 3e+04 | rankax, row-wise Adagrad | 2.0 / 2.0"
+    )
+    assert "| 4.0 / 4.0 | 2.00 / 2.00 |  | 1 | 0.7000 |" in lines[3]
+    assert "| does not fit: needs 0 GB |  |" in lines[4]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize("name", ["rankax", "torch_sparse_adam"])
+def test_one_step_cell_measures_time_loss_and_memory(name):
+    pytest.importorskip(CONTESTANTS[name].module)
+    result = embedding.run_step(name, TABLES, 0.0)
+    assert len(result["times"].wall) == 4
+    assert 0.5 < result["loss"] < math.log(2)
+    assert result["peak_mb"] > 50
+    assert ("routing_ms" in result) == (name == "rankax")
+
+
+def test_command_writes_tables_json_and_plot(tmp_path, monkeypatch, capsys):
+    def run_alone(function, *arguments, **_):
+        if function is measure.describe:
+            return measure.describe()
+        if function is embedding.run_step:
+            times = measure.Times(wall=[0.002], cpu=[])
+            return {"times": times, "loss": 0.7, "load": 99.0, "peak_mb": 1.0}
+        return function(*arguments)
+
+    monkeypatch.setattr(measure, "run_alone", run_alone)
+    path = tmp_path / "result.json"
+    command = "embedding --quick --sections step init --contestants rankax jax_adam"
+    monkeypatch.setattr(embedding, "QUICK", embedding.Plan(rounds=1, init_rows=2600))
+    monkeypatch.setattr(
+        "sys.argv", [*command.split(), "--rows", "1e3", "--json", str(path)]
+    )
+    embedding.main()
+    shown = capsys.readouterr()
+    assert "| 16 | 4096 | 1e+03 | rankax, row-wise Adagrad | 2.0 / 2.0 |" in shown.out
+    assert "Not a quiet machine: load 99.0" in shown.out
+    assert "round 1 of 1, jax_adam: 2.00 ms" in shown.err
+    content = json.loads(path.read_text())
+    assert content["plan"]["rows"] == [1000]
+    assert content["versions"]["jax"] == jax.__version__
+    assert len(content["sections"]["step"]) == 2 * 2 * 2
+    (init,) = content["sections"]["init"]
+    # 26 tables of 100 rows, rounded up to 1024 shards, and an accumulator a row.
+    assert init["table_mb"] == pytest.approx(26 * 1024 * (64 + 1) * 4 / 1e6)
+    assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--rows 20", "--rows=20 is too few for 26 fields"),
+        ("--rows 1.5", "1.5 is not a positive whole number"),
+        ("--json nowhere/a.json", "there is no folder nowhere"),
+        ("--contestants tensorflow", "invalid choice: 'tensorflow'"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        embedding.parse_arguments(flags.split())
+    assert message in capsys.readouterr().err
+
+
+def test_a_contestant_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "jax" or None)
+    args = embedding.parse_arguments(["--contestants", "rankax", "fbgemm"])
+    with pytest.raises(
+        SystemExit, match=r"not installed: fbgemm; .*--contestants rankax"
+    ):
+        embedding.make_plan(args, memory_bytes=1)
+    without = embedding.parse_arguments(["--sections", "host", "--batch_sizes", "64"])
+    assert embedding.make_plan(without, memory_bytes=1).batch_sizes == [64]
+
+
+# ---------------------------------------------------------------- parts of the engine
+
+
+def test_parts_of_the_engine_are_timed(monkeypatch):
+    monkeypatch.setattr(engine_alone, "UPDATED_ROWS", 500)
+    small = engine_alone.time_update(10_000, 0.0)
+    large = engine_alone.time_update(80_000, 0.0)
+    assert len(small["times"].wall) == 4
+    assert 0 < small["temporary_mb"] == large["temporary_mb"] < 1
+    assert len(engine_alone.time_host(64, 0.0)["times"].wall) == 4
+
+
+# ---------------------------------------------------------------- benchmarks/wire.py
+
+
+def test_collective_bytes_are_those_of_a_ring():
+    mesh = meshes.make_mesh(data=4, model=2)
+    split, copied = meshes.ALL_DEVICES, jax.P()
+
+    def exchange(x):  # [16, 8] float32 on each of 8 devices: 512 bytes
+        swapped = jax.lax.all_to_all(x, meshes.AXES, 0, 0, tiled=True)
+        gathered = jax.lax.all_gather(x[0, 0], meshes.AXES)  # 8 × 4 bytes
+        scattered = jax.lax.psum_scatter(x, "model", tiled=True)  # 2 devices
+        return swapped, jax.lax.psum(gathered, "data"), scattered
+
+    program = jax.shard_map(
+        exchange, mesh=mesh, in_specs=split, out_specs=(split, copied, split),
+        check_vma=False,
+    )  # fmt: skip
+    compiled = jax.jit(program).lower(jnp.zeros((128, 8))).compile()
+    expected = 7 / 8 * 512 + 7 / 8 * 32 + 1 / 2 * 512 + 2 * 3 / 4 * 32
+    assert wire.collective_bytes(compiled.as_text(), 8) == expected
+
+
+def test_collective_bytes_read_all_ways_to_write_groups_and_shapes():
+    def sent(line, devices=8):
+        return wire.collective_bytes(f"  %x.1 = {line}, channel_id=1\n", devices)
+
+    pair = "(bf16[4,3]{1,0}, /*index=1*/pred[8]{0}) all-to-all(%a, %b)"
+    assert sent(f"{pair}, replica_groups={{{{0,1}},{{2,3}}}}") == (24 + 8) // 2
+    whole = "s32[]{} all-reduce(%a)"
+    assert sent(f"{whole}, replica_groups=[2,4]<=[8]") == 6
+    assert sent(f"{whole}, replica_groups=mesh['x'=4,'y'=2] {{'y'}}") == 4
+    assert sent(f"{whole}, replica_groups={{}}", devices=4) == 6
+    assert sent("u16[6]{0} collective-permute(%a)") == 12
+    assert sent("f32[64]{0} add(%all-reduce.1, %all-to-all)") == 0
+    with pytest.raises(ValueError, match="asynchronous all-gather"):
+        sent("(f32[1]{0}, f32[8]{0}) all-gather-start(%a)")
+
+
+def test_the_wire_reference_looks_up_and_updates_as_the_engine_does():
+    mesh = meshes.make_mesh()
+    engine, init, route, _ = contestants.engine_program(TABLES, mesh)
+    (group,) = engine.plan.groups
+    tables = init()["tables"]
+    ids, labels = (x[0] for x in TABLES.batches())
+    routes = route(ids, labels)["routes"]
+    target = jnp.asarray(
+        np.random.default_rng(0).normal(0, 0.1, (256, 26, 4)), jnp.float32
+    )
+
+    @jax.jit
+    def ours(tables, routes):
+        requests = engine.request(routes)
+        rows = engine.lookup(tables, requests)
+        embedded, back = jax.vjp(
+            lambda rows: engine.embed({}, rows, requests)["embedding"], rows
+        )
+        new = engine.update(
+            tables,
+            requests,
+            back(target)[0],
+            learning_rate=jnp.float32(0.1),
+            step=jnp.int32(0),
+            enabled=jnp.bool_(True),
+        )
+        return embedded, new[group.name]
+
+    flat = {
+        name: x.reshape(group.num_rows, *x.shape[2:])
+        for name, x in tables[group.name].items()
+    }
+    rows = jnp.asarray(group.stack_rows(ids))
+    embedded, new = ours(tables, routes)
+    lookup = jax.jit(functools.partial(wire.reference_lookup, mesh))
+    np.testing.assert_array_equal(lookup(flat["rows"], rows), embedded)
+    update = functools.partial(
+        wire.reference_update, mesh, contestants.row_optimizer(), learning_rate=0.1
+    )
+    moved = jax.jit(update)(flat, rows, target)
+    assert np.any(moved["rows"] != flat["rows"])
+    for name, x in moved.items():
+        np.testing.assert_allclose(x, new[name].reshape(x.shape), rtol=0, atol=1e-5)
+
+
+def test_bytes_of_the_wire_section_are_the_formula():
+    n, fields, dim = 8, 26, 16
+    workload = contestants.Workload(
+        num_rows=26_000, dim=dim, batch_size=512, num_batches=1
+    )
+    found = wire.compare(workload, meshes.make_mesh())
+    network = (fields * dim * 64 + 64 + 64 + 1) * 4
+    assert found["network_mb"] == pytest.approx(2 * 7 / 8 * network / 1e6)
+    ids, rows = 512 * fields * 4, 512 * fields * dim * 4
+    reference = (n - 1) / n * (ids + 2 * rows) / 1e6 + found["network_mb"]
+    assert found["reference_mb"] == pytest.approx(reference, rel=1e-3)
+    assert found["engine_mb"] < found["reference_mb"] / 2

@@ -1,14 +1,42 @@
-"""The commands of docs/ do what the page says."""
+"""The commands of docs/ do what the page says, and its numbers are the code's."""
 
+import json
+import math
+import os
 import pathlib
+import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+from typing import Any
+from xml.etree import ElementTree
 
+import jax
+import jax.numpy as jnp
 from made_up import shop
+import numpy as np
+import pytest
+
+from benchmarks import embedding as benchmark
+from experiments import quickstart
+from rankax.config.experiment import (
+    ROW_DTYPES,
+    ROW_OPTIMIZERS,
+    DenseOptimizerConfig,
+    SparseOptimizerConfig,
+    TablesConfig,
+    TableSpec,
+)
+from rankax.data import collisions
+from rankax.embeddings import counters, optimizers, placement, routing
+from rankax.embeddings.engine import TableEngine
+from rankax.models import backbones, base  # noqa: F401
+from rankax.optim.dense import NETWORK, TABLES, dense_optimizer
+from rankax.parallel import mesh as meshes
 
 ROOT = pathlib.Path(__file__).parents[1]
+EMBEDDINGS = (ROOT / "docs/embeddings.md").read_text()
 
 
 def block(page: str, marker: str) -> str:
@@ -19,20 +47,290 @@ def block(page: str, marker: str) -> str:
     return found[1]
 
 
+def table(page: str, marker: str) -> dict[str, dict[str, str]]:
+    """The table under a marker: first cell -> title -> cell, without backticks."""
+    text = (ROOT / "docs" / page).read_text().replace("`", "")
+    found = re.search(rf"{re.escape(marker)}\n((?:\|.*\|\n)+)", text)
+    assert found, f"{page} has no table under {marker}"
+    titles, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in found[1].splitlines()
+    ]
+    return {line[0]: dict(zip(titles, line, strict=True)) for line in lines}
+
+
+def run(command: str, folder: pathlib.Path) -> str:
+    """Runs a page's command in a folder that looks like a checkout; returns stdout."""
+    words = shlex.split(command)
+    assigned = [word for word in words if re.match(r"[A-Z_]+=", word)]
+    program, *arguments = words[len(assigned) :]
+    assert program == "python"
+    for name in ("rankax", "experiments", "data_pipelines"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | dict(word.split("=", 1) for word in assigned),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+# ---------------------------------------------------------------- data.md
+
+
 def test_six_lines_lead_from_a_csv_to_two_compared_models(tmp_path):
     lines = block("data.md", "<!-- command: six lines -->")
     assert lines.count("\n") == 6
     shop.write(tmp_path / "shop.csv", num_rows=1_500)
     header = (tmp_path / "shop.csv").read_text().splitlines()[0]
     assert f"```csv\n{header}\n" in (ROOT / "docs/data.md").read_text()
-    for name in ("rankax", "experiments", "data_pipelines"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    output = ""
     for command in lines.replace("\\\n", " ").splitlines():
-        program, *arguments = shlex.split(command)
-        assert program == "python"
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True
+        output = run(command, tmp_path)
+    assert re.search(r"^shop-din +1 +0\.\d+", output, flags=re.M)
+    folder = tmp_path / "runs/shop"
+    assert "device" in (folder / "report.html").read_text()
+
+    # And what embeddings.md says of a run folder.
+    written = (folder / "metrics.jsonl").read_text().splitlines()
+    logged = [x for x in map(json.loads, written) if x["split"] == "tables"]
+    result = json.loads((folder / "result.json").read_text())
+    assert result["tables"].keys() == {"train", "test"}
+    for counts in result["tables"].values():
+        for name, record in counts.items():
+            assert f"{name}/unique_ratio" in logged[0]
+            assert min(record["unique"], record["looked_up"]) > 0
+    assert result["never_updated"] == {}
+    assert "placed" in (folder / "tables.txt").read_text()
+
+
+# ---------------------------------------------------------------- embeddings.md
+
+
+def said(pattern: str) -> tuple[str, ...]:
+    """What a pattern's groups find in the page."""
+    found = re.search(pattern, EMBEDDINGS)
+    assert found, f"embeddings.md does not say {pattern}"
+    return found.groups()
+
+
+def make_engine(**options):
+    """Two tables by row and one replicated, on eight devices."""
+    config = TablesConfig(num_shards=64, replicate_below_bytes=10_000, **options)
+    rows = {"user": 3_000, "item": 5_000, "city": 20}
+    plan = placement.plan_tables(
+        [
+            TableSpec(name=name, role="embedding", num_rows=n, dim=8)
+            for name, n in rows.items()
+        ],
+        column_tables=tuple(rows),
+        config=config,
+        num_devices=8,
+    )
+    engine = TableEngine(plan, meshes.make_mesh(), optimizers.sgd(), config=config)
+    ids = np.random.default_rng(0).integers(0, 20, (64, 3)).astype(np.int32)
+    return engine, ids
+
+
+def test_plan_is_printed_before_any_array_exists(tmp_path):
+    snippet = block("embeddings.md", "<!-- file: plan.py -->")
+    check = "import jax\nassert not jax.live_arrays()\n"
+    (tmp_path / "plan.py").write_text(snippet + check)
+    command = block("embeddings.md", "<!-- command: plan -->")
+    shown = block("embeddings.md", "<!-- output: plan -->")
+    assert shown.endswith("\n…\n")
+    assert run(command, tmp_path).startswith(shown[: -len("…\n")])
+
+
+def test_formula_of_the_page_places_every_row():
+    formula = block("embeddings.md", "<!-- formula: place -->")
+    engine, _ = make_engine()
+    (group,) = engine.plan.groups
+    for index, placed in enumerate(group.tables):
+        k = np.arange(placed.spec.num_rows)
+        names = {"k": k, "S": 64, "N": 8, "offset": placed.offset, "salt": placed.salt}
+        exec(formula, names)
+        rows = group.table_rows(index, k)
+        assert (names["shard"] * group.depth + names["depth"] == rows).all()
+        assert (names["device"] == rows // (group.num_rows // 8)).all()
+
+
+def test_picture_shows_what_the_host_does():
+    path = ROOT / "docs/embeddings.svg"
+    assert f"]({path.name})" in EMBEDDINGS
+    assert path.stat().st_size < 12_000
+    drawing = ElementTree.parse(path)
+    texts = [x.text for x in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    for device in range(2):
+        start = texts.index(f"ids of device {device}") + 1
+        ids = np.array(texts[start : start + 4], np.int32).reshape(2, 2)
+        unique, slots = routing.deduplicate(ids, padding_slot=99)
+        assert texts[start + 4 : start + 7] == [str(row) for row in unique]
+        lines = texts[start + 7 : start + 9]
+        assert lines == [" ".join(map(str, line)) for line in slots]
+
+
+def test_exchange_has_the_size_that_the_page_says():
+    assert "**C** = m + 6 · √m, rounded up to 8" in EMBEDDINGS
+    for mean in (1, 10, 1_000):
+        room = routing.capacity(8 * mean, 10**6, num_devices=8, margin=6)
+        assert room % 8 == 0
+        assert 0 <= room - (mean + 6 * math.sqrt(mean)) < 8 + 1
+
+
+@pytest.mark.parametrize("dtype", ROW_DTYPES)
+def test_exchange_moves_the_bytes_that_the_page_says(dtype):
+    (formula,) = said(r"A device hands (.*) bytes to the exchange")
+    engine, ids = make_engine(dtype=dtype)
+    (group,) = engine.plan.groups
+
+    def step(tables, routes):
+        requests = engine.request(routes)
+        rows = engine.lookup(tables, requests)
+        zero = jnp.int32(0)
+        return engine.update(
+            tables, requests, rows, learning_rate=zero, step=zero, enabled=zero > 0
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    assert re.search(r"^shop-din +1 +0\.\d+", done.stdout, flags=re.M)
-    assert "device" in (tmp_path / "runs/shop/report.html").read_text()
+
+    tables = jax.eval_shape(engine.init_tables, jax.random.key(0))
+    program = jax.jit(step).lower(tables, engine.route(ids)).as_text()
+    arrays = re.findall(r"all_to_all.*-> tensor<([\dx]+)x[a-z]+(\d+)>", program)
+    assert len(arrays) == 4
+    moved = sum(math.prod(map(int, n.split("x"))) * int(b) // 8 for n, b in arrays)
+    names = {"N": 8, "D": 8, "b": 4 if dtype == "float32" else 2}
+    names["C"] = engine.capacity(group, examples_per_device=len(ids) // 8)
+    assert moved == eval(formula.replace("·", "*"), names)
+
+
+def test_collisions_of_the_page_are_the_forecast():
+    lines = table("embeddings.md", "<!-- table: collisions -->")
+    assert list(lines) == ["0.1", "0.5", "1", "2"]
+    for load, line in lines.items():
+        expected = collisions.forecast(round(float(load) * 10**7), 10**7)
+        assert line["rows lost per id"] == f"{100 * expected.lost:.1f} %"
+        assert line["ids that share a row"] == f"{100 * expected.sharing:.1f} %"
+    call = said(r"collisions\.rows_for\((\S+), (\S+)\)` is ([\d,]+)")
+    assert collisions.rows_for(int(call[0]), float(call[1])) == int(
+        call[2].replace(",", "")
+    )
+
+
+def test_row_optimizers_of_the_page_are_all_with_their_options_and_state():
+    lines = table("embeddings.md", "<!-- table: optimizers -->")
+    assert lines.keys() == ROW_OPTIMIZERS.keys()
+    for name, line in lines.items():
+        assert line["options"] == ", ".join(ROW_OPTIMIZERS[name])
+        for option in set(ROW_OPTIMIZERS[name]) - {"initial_accumulator"}:
+            assert option in line["u"]
+        assert state_bytes(name, dim=16) == eval(
+            line["state, bytes a row"].replace("·", "*"), {"D": 16}
+        )
+
+
+def state_bytes(name: str, *, dim: int) -> int:
+    """Bytes of optimizer state of one row."""
+    optimizer = optimizers.from_config(SparseOptimizerConfig(name=name))
+    state = optimizer.init((1,), dim)
+    return sum(x.size * x.dtype.itemsize for x in state.values())
+
+
+def test_memory_of_the_page_is_what_would_be_allocated():
+    lines = table("embeddings.md", "<!-- table: memory -->")
+    assert lines.keys() == ROW_OPTIMIZERS.keys()
+    specs = [TableSpec(name="x", role="embedding", num_rows=10**9, dim=16)]
+    for name, line in lines.items():
+        for dtype in ROW_DTYPES:
+            config = TablesConfig(dtype=dtype)
+            plan = placement.plan_tables(
+                specs, column_tables=("x",), config=config, num_devices=8
+            )
+            engine = TableEngine(
+                plan,
+                meshes.make_mesh(),
+                optimizers.from_config(SparseOptimizerConfig(name=name)),
+                config=config,
+            )
+            arrays = jax.eval_shape(engine.init_tables, jax.random.key(0))
+            size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
+            assert line[dtype] == f"{size / 1e9:.0f}"
+
+
+def test_replicated_tables_have_the_optimizer_that_the_page_says():
+    assert "√(a + eps), a starts at 0.1" in EMBEDDINGS
+    assert "AdamW's decay spares tables" in EMBEDDINGS
+    params = {NETWORK: {"kernel": jnp.ones((2, 2))}, TABLES: {"x": jnp.ones((2, 2))}}
+
+    def direction(gradient: float, **options) -> Any:
+        optimizer = dense_optimizer(DenseOptimizerConfig(**options))
+        gradients = jax.tree.map(lambda x: gradient * x, params)
+        return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    got = direction(0.5, name="adagrad", eps=0.01)[TABLES]["x"]
+    np.testing.assert_allclose(got, 0.5 / math.sqrt(0.1 + 0.25 + 0.01), rtol=1e-6)
+    decayed = direction(0.0, name="adamw", weight_decay=0.1)
+    assert (decayed[NETWORK]["kernel"] != 0).all()
+    assert (decayed[TABLES]["x"] == 0).all()
+
+
+def test_counters_of_the_page_are_those_of_the_code():
+    lines = table("embeddings.md", "<!-- table: counters -->")
+    by_row = {name for name, line in lines.items() if "by-row tables" in line["is"]}
+    engine, ids = make_engine()
+    routes = engine.route(ids)
+    given = {"rounds": 1, "largest": 0, "capacity": 8}
+    groups = {name: group | given for name, group in routes["groups"].items()}
+    counts = counters.sum_over_devices({**routes, "groups": groups})
+    summary = counters.summarize(engine.plan, [jax.device_get(counts)])
+    found: dict[str, set[str]] = {}
+    for key in counters.log_values(summary):
+        _, name, counter = key.split("/")
+        found.setdefault(name, set()).add(counter)
+    assert found["user"] == lines.keys() - {"never_updated"}  # a line of its own
+    assert found["city"] == lines.keys() - by_row
+
+
+def test_names_and_defaults_of_the_page_exist():
+    config = quickstart.get_config()
+    options = re.findall(r"`((?:tables|optimizer)\.\w[\w.]*)`(?: = (\d+))?", EMBEDDINGS)
+    assert len(options) > 10
+    for name, default in options:
+        if name == "tables.txt":
+            continue
+        value = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        assert not default or value == float(default), name
+    for name, value in re.findall(r'`tables\.(\w+) = "(\w+)"`', EMBEDDINGS):
+        changed = quickstart.get_config()
+        setattr(changed.tables, name, value)
+        changed.validate()
+    assert "6 is `tables.capacity_margin`" in EMBEDDINGS
+    assert TablesConfig().capacity_margin == 6
+    assert "`tables.replicate_below_bytes` (1 MiB" in EMBEDDINGS
+    assert TablesConfig().replicate_below_bytes == 2**20
+    assert "2^31 − 2^25 rows" in EMBEDDINGS
+    assert placement.MAX_GROUP_ROWS == 2**31 - 2**25
+    assert "64 rounds" in EMBEDDINGS
+    assert routing.MAX_ROUNDS == 64
+    (names,) = said(r"one number\s+per task \((.*)\)")
+    with_weights = {
+        name
+        for name in base.registered()
+        for spec in base.named_config(name).tables({"x": 5}, num_tasks=2)
+        if (spec.role, spec.dim) == ("weight", 2)
+    }
+    assert set(names.lower().split(", ")) == with_weights
+    for name in re.findall(r"`(rankax\.[\w.]+)", EMBEDDINGS):
+        pkgutil.resolve_name(name)
+
+
+def test_benchmark_of_the_page_is_a_command():
+    marker = "<!-- measured: embedding -->"
+    command = EMBEDDINGS.split(marker)[1].split("`")[1]
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", benchmark.__name__]
+    assert benchmark.parse_arguments(words[3:]).json.name == "embedding.json"

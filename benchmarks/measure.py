@@ -1,0 +1,223 @@
+"""What the benchmarks share: a process for every trial, timed steps, the machine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+import contextlib
+import dataclasses
+from importlib import metadata
+import multiprocessing
+import os
+import pathlib
+import platform
+import re
+import statistics
+import sys
+import time
+from typing import Any
+
+Record = dict[str, Any]  # what a process measured, by name
+
+# How XLA and PyTorch tell that memory ran out; neither raises a MemoryError.
+_OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory|can't allocate memory")
+
+
+# ---------------------------------------------------------------- time
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How long a trial is: warm-up, then chunks that end when their work is done."""
+
+    warmup_steps: int
+    num_chunks: int
+    steps_per_chunk: int
+
+    @property
+    def num_steps(self) -> int:
+        """All steps of a trial."""
+        return self.warmup_steps + self.num_chunks * self.steps_per_chunk
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Mean seconds of one step in each chunk: by the clock, and of all cores."""
+
+    wall: list[float]
+    cpu: list[float]
+
+
+def time_chunks(
+    schedule: Schedule, step: Callable[[], Any], finish: Callable[[], Any]
+) -> Times:
+    """Runs the steps; `finish` waits until all work given so far is done."""
+    for _ in range(schedule.warmup_steps):
+        step()
+    finish()
+    times = Times(wall=[], cpu=[])
+    for _ in range(schedule.num_chunks):
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(schedule.steps_per_chunk):
+            step()
+        finish()
+        times.wall.append((time.perf_counter() - wall) / schedule.steps_per_chunk)
+        times.cpu.append((time.process_time() - cpu) / schedule.steps_per_chunk)
+    return times
+
+
+def time_warm(
+    step: Callable[[], Any], finish: Callable[[], Any], chunk_seconds: float
+) -> Times:
+    """Times four chunks of as many steps as fit `chunk_seconds`, at least one.
+
+    Warm up before: the first step is taken as typical.
+    """
+    begin = time.perf_counter()
+    step()
+    finish()
+    steps = int(chunk_seconds / (time.perf_counter() - begin))
+    schedule = Schedule(warmup_steps=0, num_chunks=4, steps_per_chunk=max(steps, 1))
+    return time_chunks(schedule, step, finish)
+
+
+# ---------------------------------------------------------------- processes
+
+
+def run_alone(
+    function: Callable[..., Any],
+    *args: Any,
+    num_threads: int | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Calls a function of a module in a fresh process.
+
+    Args:
+        function: what to call.
+        *args: its arguments; they and the result are pickled.
+        num_threads: cores that the process may use; None = all of this one's.
+        **kwargs: its arguments by name.
+
+    Raises:
+        MemoryError: memory ran out, or the process died without a word, as one does
+            that the system kills for its memory.
+    """
+    try:
+        with futures.ProcessPoolExecutor(
+            max_workers=1, mp_context=multiprocessing.get_context("spawn")
+        ) as process:
+            return process.submit(
+                _limited, function, num_threads, args, kwargs
+            ).result()
+    except BrokenProcessPool as error:
+        raise MemoryError("the process was killed") from error
+
+
+def _limited(
+    function: Callable, num_threads: int | None, args: tuple, kwargs: dict
+) -> Any:
+    # All frameworks size their thread pools by the cores that they may run on.
+    cores = sorted(os.sched_getaffinity(0))[:num_threads]
+    os.sched_setaffinity(0, cores)
+    os.environ["OMP_NUM_THREADS"] = str(len(cores))
+    try:
+        return function(*args, **kwargs)
+    except RuntimeError as error:
+        if _OUT_OF_MEMORY.search(str(error)):
+            raise MemoryError(str(error).splitlines()[0]) from error
+        raise
+
+
+def peak_memory_bytes() -> int:
+    """Returns the most memory that this process has held.
+
+    Of the accelerator where jax runs on one, else the highest resident size.
+    """
+    if "jax" in sys.modules:
+        statistics = sys.modules["jax"].devices()[0].memory_stats()
+        if statistics:
+            return statistics["peak_bytes_in_use"]
+    # Not `ru_maxrss`, which starts at the highest size of the parent process.
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) * 1024
+
+
+def in_turn(
+    cells: Mapping[Any, tuple], *, num_rounds: int = 1, num_threads: int | None = None
+) -> dict[Any, Record]:
+    """Runs every cell once a round, each time in a new process.
+
+    Args:
+        cells: a function of a module and its arguments, by a name to show.
+        num_rounds: processes per cell.
+        num_threads: cores of a process; None = all.
+
+    Returns:
+        What each cell's processes returned, pooled, and "status": "ok" or why not.
+    """
+    results: dict[Any, list[Record]] = {key: [] for key in cells}
+    failures: dict[Any, str] = {}
+    for index in range(num_rounds):
+        for key in [key for key in cells if key not in failures]:
+            tell(f"round {index + 1} of {num_rounds}, {key}: ", end="")
+            function, *arguments = cells[key]
+            try:
+                result = run_alone(function, *arguments, num_threads=num_threads)
+            except MemoryError as error:
+                failures[key] = f"does not fit: {error}"
+                tell(failures[key])
+                continue
+            results[key].append(result)
+            tell(f"{pool([result])['median_ms']:.2f} ms" if "times" in result else "ok")
+    return {
+        key: {"status": failures[key]}
+        if key in failures
+        else {"status": "ok", **pool(results[key])}
+        for key in cells
+    }
+
+
+def pool(results: Sequence[Record]) -> Record:
+    """Pools what the processes of one cell returned: medians, and all chunks."""
+    record = {
+        key: statistics.median(result[key] for result in results)
+        for key in results[0]
+        if key != "times"
+    }
+    if "times" in results[0]:
+        chunks = [1e3 * seconds for x in results for seconds in x["times"].wall]
+        record |= {"median_ms": statistics.median(chunks), "min_ms": min(chunks)}
+        record["chunks_ms"] = chunks
+    return record
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Shows progress, apart from the tables on stdout."""
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def describe() -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns hardware and versions; in a process of its own jax's memory goes too."""
+    # Imported late: the processes of the peers import this file and need no jax.
+    from rankax.observe import environment
+
+    versions = environment.versions()
+    for package in ("optax", "torch", "fbgemm-gpu-cpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return environment.hardware(), versions
+
+
+def hardware_line(machine: dict[str, Any], num_threads: int) -> str:
+    """Returns processor, cores used, memory, accelerator and Python in a line."""
+    parts = [
+        machine["cpu"],
+        f"{num_threads} of {machine['cpu_cores']} cores",
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB",
+        f"Python {platform.python_version()}",
+    ]
+    if machine["backend"] != "cpu":
+        parts.insert(3, machine["device_kind"])
+    return ", ".join(parts)

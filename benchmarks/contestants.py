@@ -194,6 +194,7 @@ def engine_program(workload: Workload, mesh: Any) -> tuple[Any, Any, Any, Any]:
         tables = engine.update(
             state["tables"],
             requests,
+            rows,
             row_gradient,
             learning_rate=jnp.float32(ROW_RATE),
             step=state["step"],

@@ -48,9 +48,11 @@ def time_update(num_rows: int, chunk_seconds: float) -> dict[str, Any]:
     gradients = {group.name: jnp.full((*unique.shape, UPDATED_DIM), 1e-3)}
 
     def update(tables, routes, gradients):
+        requests = engine.request(routes)
         return engine.update(
             tables,
-            engine.request(routes),
+            requests,
+            engine.lookup(tables, requests),
             gradients,
             learning_rate=jnp.float32(contestants.ROW_RATE),
             step=jnp.int32(0),

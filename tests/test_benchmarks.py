@@ -405,6 +405,7 @@ def test_the_wire_reference_looks_up_and_updates_as_the_engine_does():
         new = engine.update(
             tables,
             requests,
+            rows,
             back(target)[0],
             learning_rate=jnp.float32(0.1),
             step=jnp.int32(0),

@@ -168,7 +168,7 @@ def test_picture_shows_what_the_host_does():
     for device in range(2):
         start = texts.index(f"ids of device {device}") + 1
         ids = np.array(texts[start : start + 4], np.int32).reshape(2, 2)
-        unique, slots = routing.deduplicate(ids, padding_slot=99)
+        unique, slots = routing.deduplicate(ids)
         assert texts[start + 4 : start + 7] == [str(row) for row in unique]
         lines = texts[start + 7 : start + 9]
         assert lines == [" ".join(map(str, line)) for line in slots]

@@ -19,7 +19,7 @@ import numpy as np
 
 from rankax.config.experiment import TablesConfig
 from rankax.embeddings import counters, precision, routing
-from rankax.embeddings.exchange import Exchange
+from rankax.embeddings.exchange import Exchange, rows_at
 from rankax.embeddings.optimizers import RowOptimizer
 from rankax.embeddings.placement import ReplicatedStack, RowGroup, TablePlan
 from rankax.parallel import mesh as meshes
@@ -70,6 +70,7 @@ class TableEngine:
         self._sample_ids = sample_ids
         self._groups = {group.name: group for group in plan.groups}
         self._capacities: dict[tuple[str, int], int] = {}
+        self._sizes: dict[tuple[str, int], int] = {}
 
     # ------------------------------------------------------------ state
 
@@ -205,6 +206,9 @@ class TableEngine:
                 slots_per_owner=self.capacity(
                     group, examples_per_device=len(ids) // local
                 ),
+                choose_size=functools.partial(
+                    self._choose_size, group, len(ids) // local, local
+                ),
             )
             groups[name] = {
                 "unique": result.unique,
@@ -216,6 +220,25 @@ class TableEngine:
             self.plan, ids, stacks, is_counted=is_counted, local_devices=local
         )
         return {"groups": groups, "stacks": stacks, "counts": counts}
+
+    def _choose_size(
+        self, group: RowGroup, examples_per_device: int, local_devices: int, needed: int
+    ) -> int:
+        """Returns U, the size of `unique`, for batches of one size.
+
+        One process makes it an eighth larger than its first batch needs. A batch that
+        does not fit makes it at least double: another size compiles the step anew, so
+        that must stay rare. Several processes, whose sizes must agree, take the bound.
+        """
+        bound = routing.unique_bound(group, examples_per_device=examples_per_device)
+        if local_devices < self.mesh.size:
+            return bound
+        key = group.name, examples_per_device
+        size = self._sizes.get(key, 0)
+        if needed > size or not size:
+            size = min(max(2 * size, routing.round_up(needed * 9 // 8)), bound)
+            self._sizes[key] = size
+        return size
 
     def _check_ids(self, ids: np.ndarray, local_devices: int) -> None:
         if ids.dtype != np.int32:
@@ -304,6 +327,7 @@ class TableEngine:
         self,
         tables: Mapping[str, TableState],
         requests: Routes,
+        rows: Mapping[str, jax.Array],
         gradients: Mapping[str, jax.Array],
         *,
         learning_rate: jax.Array,
@@ -315,7 +339,8 @@ class TableEngine:
         Args:
             tables: current state; donate it, so that the write is in place.
             requests: as given to `lookup`.
-            gradients: of the loss with respect to the result of `lookup`.
+            rows: the result of `lookup` on these tables.
+            gradients: of the loss with respect to it.
             learning_rate: [] float32.
             step: [] int32, updates done before this one.
             enabled: [] bool; False writes nothing at all.
@@ -324,9 +349,16 @@ class TableEngine:
         for name, group in self._groups.items():
             asked = requests["groups"][name]
             write = self._exchange(group, asked).write
-            specs = (ALL_DEVICES, _specs(asked), ALL_DEVICES, *(_EVERYWHERE,) * 3)
+            split, copied = (ALL_DEVICES,) * 2, (_EVERYWHERE,) * 3
+            specs = (ALL_DEVICES, _specs(asked), *split, *copied)
             new[name] = self._on_all_devices(write, in_specs=specs)(
-                tables[name], asked, gradients[name], learning_rate, step, enabled
+                tables[name],
+                asked,
+                rows[name],
+                gradients[name],
+                learning_rate,
+                step,
+                enabled,
             )
         return new
 
@@ -404,7 +436,7 @@ def _specs(requests: Mapping[str, jax.Array]) -> dict[str, PartitionSpec]:
 
 def _expand(rows: jax.Array, slots: jax.Array) -> jax.Array:
     """Rows [1, U, D], slots [b, K_g] -> [b, K_g, D]."""
-    return rows[0].at[slots].get(mode="fill", fill_value=0)
+    return rows_at(rows[0], slots)
 
 
 def _scale(part: RowGroup | ReplicatedStack, depth: int) -> np.ndarray:

@@ -16,12 +16,13 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.experimental import xla_metadata
 import jax.numpy as jnp
 
 from rankax.embeddings import precision
 from rankax.embeddings.optimizers import RowOptimizer
 from rankax.embeddings.placement import RowGroup
-from rankax.embeddings.routing import MAX_ROUNDS, part_starts
+from rankax.embeddings.routing import MAX_ROUNDS, NO_SLOT, part_starts
 from rankax.parallel.mesh import AXES
 
 State = dict[str, jax.Array]
@@ -74,7 +75,7 @@ class Exchange:
             jnp.where(ordered < num_rows, ordered, num_rows + rank), mode="drop"
         )
         slots = jnp.zeros_like(flat).at[order].set(rank, unique_indices=True)
-        slots = jnp.where(rows < 0, bound, slots.reshape(rows.shape))
+        slots = jnp.where(rows < 0, NO_SLOT, slots.reshape(rows.shape))
         offsets = jnp.array([table.offset for table in group.tables], rows.dtype)
         depth = unique % group.depth
         table = (depth[:, None] >= offsets).sum(axis=1, dtype=rows.dtype) - 1
@@ -114,12 +115,12 @@ class Exchange:
         """Table [S/N, R, D] -> the rows of `unique`, float32 [1, U, D]."""
         flat, unique = _flatten(table), requests["unique"][0]
         if self.num_devices == 1:
-            rows = _rows_at(flat, unique)
+            rows = rows_at(flat, unique)
             return _as_float(rows).reshape(1, len(unique), table.shape[-1])
 
         def one_round(index: jax.Array, fetched: jax.Array) -> jax.Array:
             slots, asked = self._ask(requests, index)
-            rows = _swap(_rows_at(flat, asked))  # 16-bit rows travel as 16 bits
+            rows = _swap(rows_at(flat, asked))  # 16-bit rows travel as 16 bits
             return fetched.at[slots].set(rows, mode="drop", unique_indices=True)
 
         fetched = jnp.zeros((len(unique), *flat.shape[1:]), flat.dtype)
@@ -133,31 +134,39 @@ class Exchange:
         self,
         table: State,
         requests: dict[str, Any],
+        rows: jax.Array,
         gradient: jax.Array,
         learning_rate: jax.Array,
         step: jax.Array,
         enabled: jax.Array,
     ) -> State:
-        """Applies the gradients [1, U, D] of `unique` to the local shards, in place."""
+        """Applies the gradients [1, U, D] of `unique` to the local shards, in place.
+
+        `rows` is what `fetch` returned, [1, U, D].
+        """
         gradient = gradient[0].astype(jnp.float32)
         flat = {name: _flatten(x) for name, x in table.items()}
         widths = {name: x.shape[2:] for name, x in table.items()}
         num_rows = self._rows_per_device
 
-        def move(flat: State, targets: jax.Array, summed: jax.Array) -> State:
+        def move(
+            flat: State, targets: jax.Array, rows: jax.Array, summed: jax.Array
+        ) -> State:
             # Past the last row, distinct, and dropped by the scatter.
             nowhere = num_rows + jnp.arange(len(targets), dtype=targets.dtype)
             targets = jnp.where(enabled, targets, nowhere)
-            return self._move(flat, widths, targets, summed, learning_rate, step)
+            return self._move(flat, widths, targets, rows, summed, learning_rate, step)
 
         if self.num_devices == 1:
-            flat = move(flat, requests["unique"][0], gradient)
+            flat = move(flat, requests["unique"][0], rows[0], gradient)
         else:
 
             def one_round(index: jax.Array, flat: State) -> State:
                 slots, asked = self._ask(requests, index)
                 sent = gradient.at[slots].get(mode="fill", fill_value=0)
-                return move(flat, *_sum_equal_rows(asked, _swap(sent), num_rows))
+                targets, summed = _sum_equal_rows(asked, _swap(sent), num_rows)
+                own = _as_float(rows_at(flat["rows"], targets))
+                return move(flat, targets, own.reshape(summed.shape), summed)
 
             flat = lax.fori_loop(0, requests["rounds"], one_round, flat)
         return {name: x.reshape(table[name].shape) for name, x in flat.items()}
@@ -192,17 +201,17 @@ class Exchange:
         flat: State,
         widths: dict[str, tuple[int, ...]],
         targets: jax.Array,
+        rows: jax.Array,
         gradient: jax.Array,
         learning_rate: jax.Array,
         step: jax.Array,
     ) -> State:
-        """Runs the row optimizer on the rows at `targets` [M], all different."""
+        """Moves `rows` [M, D], and writes them to `targets` [M], all different."""
         state = {
-            name: _rows_at(x, targets).reshape(len(targets), *widths[name])
+            name: rows_at(x, targets).reshape(len(targets), *widths[name])
             for name, x in flat.items()
-            if name != "last_step"
+            if name not in ("rows", "last_step")
         }
-        rows = _as_float(state.pop("rows"))
         rows, new = self.optimizer.update(rows, state, gradient, learning_rate, step)
         if flat["rows"].dtype == jnp.uint16:
             first = lax.axis_index(AXES) * self._rows_per_device
@@ -225,7 +234,21 @@ def _swap(x: jax.Array) -> jax.Array:
     return lax.all_to_all(x, AXES, split_axis=0, concat_axis=0, tiled=True)
 
 
-def _rows_at(flat: jax.Array, rows: jax.Array) -> jax.Array:
+def rows_at(flat: jax.Array, rows: jax.Array) -> jax.Array:
+    """Returns rows [...] of flat [V, D] or [V]; zeros past the end.
+
+    On CPU XLA would fuse a gather into whatever reads it, and compute the address of a
+    row anew for each of its D numbers. A call that is not inlined keeps it apart.
+    """
+
+    def apart(flat, rows):
+        with xla_metadata.set_xla_metadata(inlineable="false"):
+            return jax.jit(_gather)(flat, rows)
+
+    return lax.platform_dependent(flat, rows, cpu=apart, default=_gather)
+
+
+def _gather(flat: jax.Array, rows: jax.Array) -> jax.Array:
     return flat.at[rows].get(mode="fill", fill_value=0)
 
 

@@ -94,10 +94,13 @@ class RowGroup(Stack):
         Returns:
             [n, K_g] int32, one column for each of `columns`; padding stays -1.
         """
-        ids = ids[:, list(self.columns)]
+        if len(self.columns) < ids.shape[1]:
+            ids = ids[:, list(self.columns)]
         salts, offsets = self._constants
         rows = _stack_rows(ids, salts, offsets, self.num_shards, self.depth)
-        return np.where(ids < 0, np.int32(-1), rows)
+        if ids.min(initial=0) < 0:
+            rows[ids < 0] = -1
+        return rows
 
     def table_rows(self, index: int, ids: np.ndarray) -> np.ndarray:
         """Maps rows `ids` of table `index` to rows of the stack, [n] int32."""
@@ -366,7 +369,14 @@ def _stack_rows(
 ) -> np.ndarray:
     k = ids.astype(np.uint32)
     mask = np.uint32(shards - 1)
-    # S is a power of two, so wrapping 32-bit products keep the residue mod S.
-    shard = ((k & mask) * np.uint32(_odd(shards)) + salts) & mask
-    below = k >> np.uint32(shards.bit_length() - 1)
-    return (shard * np.uint32(depth) + offsets + below).astype(np.int32)
+    # S is a power of two, so wrapping 32-bit products keep the residue mod S. In
+    # place, because every new array is a pass through memory.
+    rows = k & mask
+    rows *= np.uint32(_odd(shards))
+    rows += salts
+    rows &= mask
+    rows *= np.uint32(depth)
+    rows += offsets
+    k >>= np.uint32(shards.bit_length() - 1)
+    rows += k
+    return rows.view(np.int32)

@@ -7,6 +7,7 @@ exchange takes) is decided on the devices, see `rankax.embeddings.exchange`.
 """
 
 from collections import Counter
+from collections.abc import Callable
 import dataclasses
 import math
 
@@ -17,6 +18,9 @@ from rankax.embeddings.placement import RowGroup
 
 # Parts that an owner's rows are split into when one exchange cannot hold them all.
 MAX_ROUNDS = 64
+
+# Past the end of any array, and not negative: JAX counts negative indices from the end.
+NO_SLOT = 2**31 - 1
 
 
 class RoutingOverflowError(RuntimeError):
@@ -35,7 +39,7 @@ def unique_bound(group: RowGroup, *, examples_per_device: int) -> int:
         min(examples_per_device * num_columns, group.tables[table].spec.num_rows)
         for table, num_columns in Counter(group.column_tables).items()
     )
-    return _round_up(bound)
+    return round_up(bound)
 
 
 def expected_unique(
@@ -73,10 +77,11 @@ def capacity(mean_unique: float, bound: int, *, num_devices: int, margin: float)
     if num_devices == 1:
         return bound
     mean = mean_unique / num_devices
-    return min(_round_up(math.ceil(mean + margin * math.sqrt(mean))), bound)
+    return min(round_up(math.ceil(mean + margin * math.sqrt(mean))), bound)
 
 
-def _round_up(x: int) -> int:
+def round_up(x: int) -> int:
+    """Returns the next multiple of 8, at least 8."""
     return max(-(-x // 8), 1) * 8
 
 
@@ -96,7 +101,7 @@ class Route:
         unique: [devices, U] int32: rows of the stack, ascending; then values past
             the last row, all different.
         slots: [B, K_g] int32: where in its device's `unique` the row of an id stands;
-            U for padding ids.
+            `NO_SLOT` for padding ids.
         requests: [devices, T, N] int32: unique rows by table and owner.
     """
 
@@ -112,6 +117,7 @@ def route(
     num_devices: int,
     local_devices: int,
     slots_per_owner: int,
+    choose_size: Callable[[int], int],
 ) -> Route:
     """De-duplicates the rows of each local device.
 
@@ -121,31 +127,28 @@ def route(
         num_devices: N, devices of the mesh.
         local_devices: devices of this process; divides B.
         slots_per_owner: C, to refuse what no number of rounds can carry.
+        choose_size: returns U, given the most unique rows of any local device.
 
     Raises:
         RoutingOverflowError: see above.
     """
-    per_device = len(rows) // local_devices
-    bound = unique_bound(group, examples_per_device=per_device)
     rows_per_device = group.num_rows // num_devices
-    unique = np.empty((local_devices, bound), np.int32)
-    unique[:] = group.num_rows + np.arange(bound, dtype=np.int32)
-    slots = np.empty(rows.shape, np.int32)
+    blocks = np.split(rows, local_devices)
+    found, slots = zip(*map(deduplicate, blocks), strict=True)
+    size = choose_size(max(map(len, found)))
+    unique = np.empty((local_devices, size), np.int32)
+    unique[:] = group.num_rows + np.arange(size, dtype=np.int32)
     requests = np.empty((local_devices, len(group.tables), num_devices), np.int32)
-    for device in range(local_devices):
-        block = slice(device * per_device, (device + 1) * per_device)
-        found, inverse = deduplicate(rows[block], padding_slot=bound)
-        unique[device, : len(found)] = found
-        slots[block] = inverse
-        requests[device] = count_requests(group, found, num_devices)
+    for device, own in enumerate(found):
+        unique[device, : len(own)] = own
+        requests[device] = count_requests(group, own, num_devices)
         if requests[device].sum(axis=0).max(initial=0) > slots_per_owner:
-            _check_skew(group, device, found, rows_per_device, slots_per_owner)
+            _check_skew(group, device, own, rows_per_device, slots_per_owner)
+    slots = slots[0] if local_devices == 1 else np.concatenate(slots)
     return Route(unique=unique, slots=slots, requests=requests)
 
 
-def deduplicate(
-    rows: np.ndarray, *, padding_slot: int
-) -> tuple[np.ndarray, np.ndarray]:
+def deduplicate(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the distinct values >= 0, ascending, and each entry's index among them.
 
     Row and position are sorted as one 64-bit number: a plain sort of integers is
@@ -153,27 +156,26 @@ def deduplicate(
 
     Args:
         rows: int32 of any shape, fewer than 2^31; negative = padding.
-        padding_slot: index given to padding.
 
     Returns:
-        [u] int32, and int32 of the shape of `rows`.
+        [u] int32, and int32 of the shape of `rows`; `NO_SLOT` for padding.
     """
-    flat = rows.reshape(-1)
-    keys = flat.astype(np.int64) << 32
-    keys |= np.arange(flat.size)
-    keys.sort()
-    ordered = (keys >> 32).astype(np.int32)
-    is_first = np.empty(flat.size, bool)
+    pairs = np.empty((rows.size, 2), "<i4")  # low half of each number: position
+    pairs[:, 0] = np.arange(rows.size, dtype=np.int32)
+    pairs[:, 1] = rows.reshape(-1)
+    pairs.view("<i8").reshape(-1).sort()
+    ordered = np.ascontiguousarray(pairs[:, 1])
+    is_first = np.empty(rows.size, bool)
     is_first[:1] = True
     np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
     num_padding = int(np.searchsorted(ordered, 0))
     is_first[:num_padding] = False
     index = np.cumsum(is_first, dtype=np.int32)
     index -= 1
-    index[:num_padding] = padding_slot
-    inverse = np.empty(flat.size, np.int32)
-    inverse[keys.astype(np.int32)] = index  # the low half is the position
-    return ordered[is_first], inverse.reshape(rows.shape)
+    index[:num_padding] = NO_SLOT
+    inverse = np.empty(rows.size, np.int32)
+    inverse[pairs[:, 0].astype(np.intp)] = index
+    return ordered[np.flatnonzero(is_first)], inverse.reshape(rows.shape)
 
 
 def count_requests(group: RowGroup, unique: np.ndarray, num_devices: int) -> np.ndarray:

@@ -251,6 +251,7 @@ class Steps:
         tables = self.engine.update(
             state.tables,
             requests,
+            rows,
             row_gradient,
             learning_rate=config.sparse.learning_rate * factor,
             step=state.step,

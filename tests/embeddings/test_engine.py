@@ -95,6 +95,7 @@ def make_step(engine):
         new = engine.update(
             tables,
             requests,
+            rows,
             grads[1],
             learning_rate=engine.learning_rate,
             step=number,
@@ -306,6 +307,29 @@ def test_last_step_is_the_number_of_the_last_update_of_touched_rows():
             want[name][ids[ids[:, k] >= 0, k]] = number + 1
     for (_, name), steps in got.items():
         np.testing.assert_array_equal(steps, want[name])
+
+
+@pytest.mark.parametrize("deduplicate", ["host", "device"])
+@pytest.mark.parametrize("mesh", [(1, 1), (8, 1)])
+def test_batches_may_have_more_unique_rows_than_the_first(mesh, deduplicate):
+    sparse = OPTIMIZERS["rowwise_adagrad"]
+    engine = make_engine(mesh, sparse=sparse, small=0, deduplicate=deduplicate)
+
+    def ids(number):
+        rng = np.random.default_rng(number)
+        spread = [1, 5, 1000, 2, 1000][number]
+        sizes = [min(spread, ROWS[t]) for t in COLUMNS]
+        return rng.integers(0, sizes, (64, len(COLUMNS))).astype(np.int32)
+
+    sizes = []
+    for number in range(5):
+        group = engine.route(ids(number))["groups"]["embedding_0"]
+        sizes.append(group["unique"].shape[1] if deduplicate == "host" else 0)
+    assert sizes == sorted(sizes) and sizes[2:] == 3 * sizes[2:3]
+    if deduplicate == "host":
+        assert sizes[0] == 8 < sizes[1] < sizes[2]
+    engine = make_engine(mesh, sparse=sparse, small=0, deduplicate=deduplicate)
+    train(engine, sparse, num_steps=5, ids=ids, check=Checker(engine, sparse))
 
 
 def test_a_disabled_update_writes_nothing():

@@ -64,6 +64,7 @@ def train(engine, tables, network, routes, step, enabled):
     new = engine.update(
         tables,
         requests,
+        rows,
         row_gradients,
         learning_rate=jnp.float32(0.1),
         step=step,

@@ -52,6 +52,7 @@ def train(optimizer, options):
         new = engine.update(
             tables,
             requests,
+            rows,
             jax.grad(loss)(rows),
             learning_rate=jnp.float32(OPTIMIZERS[optimizer].learning_rate),
             step=number,

@@ -4,7 +4,9 @@ python -m benchmarks.embedding --json=embedding.json   # also draws embedding.pn
 python -m benchmarks.embedding --quick                 # 2 minutes
 
 Needs Linux and the bench extra; jax runs on an accelerator where it finds one. Every
-cell is a process of its own, cells take turns, and compilation is not timed. Sections:
+cell is a process of its own, cells take turns, and compilation is not timed. All
+contestants get huge pages from the C library, unless GLIBC_TUNABLES is set already:
+random rows of gigabytes otherwise miss the TLB one by one. Sections:
 
 - step: lookup, MLP and update of `benchmarks/contestants.py`, up to 3e7 rows. rankax's
   time includes the routing of ids in a thread beside, as in training; "routing ms" is
@@ -37,6 +39,7 @@ INIT_DIM = 64
 WIRE_DEVICES = 8
 # Share of the machine's memory for tables; the rest is for processes and batches.
 USABLE_MEMORY = 0.9
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 SPINNING = (
     "OpenMP threads spin while they wait, so PyTorch and FBGEMM lose more than rankax; "
     "repeat it before quoting a ratio."
@@ -377,6 +380,7 @@ def make_plan(args: argparse.Namespace, *, memory_bytes: int) -> Plan:
 def main() -> None:
     """Runs the sections, prints their tables, writes the JSON file and the plot."""
     args = parse_arguments()
+    os.environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)  # for the processes to come
     machine, versions = measure.run_alone(measure.describe)
     plan = make_plan(args, memory_bytes=machine["memory_bytes"])
     num_cores = machine["cpu_cores"]
@@ -394,6 +398,7 @@ def main() -> None:
         )
     if args.json:
         content = {"hardware": machine, "versions": versions}
+        content["glibc_tunables"] = os.environ["GLIBC_TUNABLES"]
         content |= {"plan": dataclasses.asdict(plan), "sections": results}
         args.json.write_text(json.dumps(content, indent=1) + "\n")
         if "step" in results:

@@ -151,7 +151,7 @@ def draw_step(records: Sequence[Record], path: pathlib.Path) -> None:
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2
     )
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")  # the legend may be wider
 
 
 # ---------------------------------------------------------------- other sections
@@ -193,6 +193,7 @@ def measure_host(plan: Plan) -> list[Record]:
             **record,
         }
         for size, record in results.items()
+        if "median_ms" in record  # else it did not fit, and the progress said so
     ]
 
 

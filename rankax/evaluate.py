@@ -27,8 +27,8 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     `eval.save_predictions` is set. Works on any number of devices.
 
     Returns:
-        {"step", "valid": metrics, "test": metrics, "valid_slices", "test_slices"}, the
-        latter task -> rows as in `result.json`.
+        {"step", "valid": metrics, "test": metrics, "valid_slices", "test_slices",
+        "valid_tables", "test_tables"}, slices and tables as in `result.json`.
 
     Raises:
         ConfigError: no run or no checkpoint there, or of another configuration.

@@ -230,6 +230,8 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         batches.close()
         checkpoints.wait()
 
+    untouched = steps.never_updated(state)
+
     # ------------------------------------------------ best checkpoint on the test split
     best_step = progress.plateau.best_step
     if best_step and best_step != step:
@@ -274,7 +276,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         "num_dense_parameters": steps.num_dense_parameters,
         "num_table_parameters": steps.engine.plan.num_parameters,
         "tables": {"train": progress.tables, "test": test.tables},
-        "never_updated": steps.never_updated(state),
+        "never_updated": untouched,
         "versions": environment.versions(),
         "hardware": environment.hardware(),
         "calibration_table": test.calibration,
@@ -339,8 +341,12 @@ class _Window:
         losses, counts, bad = jax.device_get(
             (self._losses, self._counts, state.first_bad_step)
         )
-        engine.check_rounds(counts)
-        tables = counters.summarize(engine.plan, counts)
+        total = None
+        for loss, step in zip(losses, counts, strict=True):
+            if np.isfinite(loss):  # the first bad step is the one to tell about
+                engine.check_rounds(step)
+            total = counters.accumulate(total, step)
+        tables = counters.summarize(engine.plan, total) if total else {}
         progress.tables = counters.add(progress.tables, tables)
         seconds = time.monotonic() - self._started
         examples = sum(self._examples)

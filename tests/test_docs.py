@@ -1,5 +1,6 @@
 """The commands of docs/ do what the page says, and its numbers are the code's."""
 
+import itertools
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from made_up import shop
 import numpy as np
 import pytest
 
+from benchmarks import contestants
 from benchmarks import embedding as benchmark
 from experiments import quickstart
 from rankax.config.experiment import (
@@ -29,7 +31,7 @@ from rankax.config.experiment import (
     TableSpec,
 )
 from rankax.data import collisions
-from rankax.embeddings import counters, optimizers, placement, routing
+from rankax.embeddings import counters, optimizers, placement, routing, sizes
 from rankax.embeddings.engine import TableEngine
 from rankax.models import backbones, base  # noqa: F401
 from rankax.optim.dense import NETWORK, TABLES, dense_optimizer
@@ -177,7 +179,7 @@ def test_picture_shows_what_the_host_does():
 def test_exchange_has_the_size_that_the_page_says():
     assert "**C** = m + 6 · √m, rounded up to 8" in EMBEDDINGS
     for mean in (1, 10, 1_000):
-        room = routing.capacity(8 * mean, 10**6, num_devices=8, margin=6)
+        room = sizes.capacity(8 * mean, 10**6, num_devices=8, margin=6)
         assert room % 8 == 0
         assert 0 <= room - (mean + 6 * math.sqrt(mean)) < 8 + 1
 
@@ -193,7 +195,13 @@ def test_exchange_moves_the_bytes_that_the_page_says(dtype):
         rows = engine.lookup(tables, requests)
         zero = jnp.int32(0)
         return engine.update(
-            tables, requests, rows, learning_rate=zero, step=zero, enabled=zero > 0
+            tables,
+            requests,
+            rows,
+            rows,
+            learning_rate=zero,
+            step=zero,
+            enabled=zero > 0,
         )
 
     tables = jax.eval_shape(engine.init_tables, jax.random.key(0))
@@ -202,7 +210,7 @@ def test_exchange_moves_the_bytes_that_the_page_says(dtype):
     assert len(arrays) == 4
     moved = sum(math.prod(map(int, n.split("x"))) * int(b) // 8 for n, b in arrays)
     names = {"N": 8, "D": 8, "b": 4 if dtype == "float32" else 2}
-    names["C"] = engine.capacity(group, examples_per_device=len(ids) // 8)
+    names["C"] = engine.sizes.capacity(group, examples_per_device=len(ids) // 8)
     assert moved == eval(formula.replace("·", "*"), names)
 
 
@@ -284,7 +292,8 @@ def test_counters_of_the_page_are_those_of_the_code():
     given = {"rounds": 1, "largest": 0, "capacity": 8}
     groups = {name: group | given for name, group in routes["groups"].items()}
     counts = counters.sum_over_devices({**routes, "groups": groups})
-    summary = counters.summarize(engine.plan, [jax.device_get(counts)])
+    total = counters.accumulate(None, jax.device_get(counts))
+    summary = counters.summarize(engine.plan, total)
     found: dict[str, set[str]] = {}
     for key in counters.log_values(summary):
         _, name, counter = key.split("/")
@@ -326,6 +335,29 @@ def test_names_and_defaults_of_the_page_exist():
     assert set(names.lower().split(", ")) == with_weights
     for name in re.findall(r"`(rankax\.[\w.]+)", EMBEDDINGS):
         pkgutil.resolve_name(name)
+
+
+def test_measured_times_of_the_page_are_those_of_the_results_file():
+    path = ROOT / "benchmarks" / "results" / "embedding.json"
+    runs = json.loads(path.read_text())["runs"]
+    measured = {
+        (x["dim"], x["batch_size"], x["rows"], x["contestant"]): x
+        for run in runs
+        for x in run["sections"].get("step", [])
+    }
+    _, *lines = EMBEDDINGS.split("<!-- table: measured -->")[1].strip().split("\n")
+    rows = 0
+    for line in itertools.takewhile(lambda line: line.startswith("| "), lines[1:]):
+        dim, batch_size, num_rows, *cells = line.strip("| ").split(" | ")
+        for contestant, cell in zip(contestants.CONTESTANTS, cells, strict=True):
+            key = int(dim), int(batch_size), int(float(num_rows)), contestant
+            record = measured.pop(key)
+            if record["status"] == "ok":
+                assert cell == f"{record['median_ms']:,.1f}", key
+            else:
+                assert cell == record["status"], key
+        rows += 1
+    assert rows >= 4 and not measured
 
 
 def test_benchmark_of_the_page_is_a_command():

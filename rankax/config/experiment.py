@@ -452,6 +452,8 @@ def _rules(config: ExperimentConfig) -> list[str]:
             f"train.num_steps = {train.num_steps} and train.num_epochs = "
             f"{train.num_epochs}: set exactly one of them"
         )
+    if math.isinf(config.tables.capacity_margin):
+        problems.append("tables.capacity_margin must be finite; 6 is usual")
     if config.tables.num_shards & (config.tables.num_shards - 1):
         problems.append(
             f"tables.num_shards = {config.tables.num_shards} must be a power of two"

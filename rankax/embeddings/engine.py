@@ -8,7 +8,7 @@ touched rows in place. Nothing is ever differentiated with respect to a table, a
 temporary grows with the number of rows.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import functools
 from typing import Any
 
@@ -18,10 +18,11 @@ from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
 from rankax.config.experiment import TablesConfig
-from rankax.embeddings import counters, precision, routing
+from rankax.embeddings import counters, initial, precision, routing, sizes
 from rankax.embeddings.exchange import Exchange, rows_at
 from rankax.embeddings.optimizers import RowOptimizer
-from rankax.embeddings.placement import ReplicatedStack, RowGroup, TablePlan
+from rankax.embeddings.placement import RowGroup, TablePlan
+from rankax.embeddings.sizes import Sizes
 from rankax.parallel import mesh as meshes
 from rankax.parallel.mesh import ALL_DEVICES
 
@@ -37,6 +38,7 @@ class TableEngine:
     Attributes:
         plan: placement of the tables.
         mesh: device mesh.
+        sizes: static sizes of the exchange.
     """
 
     def __init__(
@@ -67,10 +69,13 @@ class TableEngine:
         self._optimizer = optimizer
         self._config = config or TablesConfig()
         self._seed = seed
-        self._sample_ids = sample_ids
         self._groups = {group.name: group for group in plan.groups}
-        self._capacities: dict[tuple[str, int], int] = {}
-        self._sizes: dict[tuple[str, int], int] = {}
+        self.sizes = Sizes(
+            num_devices=mesh.size,
+            is_one_process=meshes.local_device_count(mesh) == mesh.size,
+            margin=self._config.capacity_margin,
+            sample_ids=sample_ids,
+        )
 
     # ------------------------------------------------------------ state
 
@@ -119,24 +124,16 @@ class TableEngine:
     def init_stacks(self, key: jax.Array) -> dict[str, jax.Array]:
         """Returns the replicated stacks, name -> [V, D]: dense parameters."""
         return {
-            stack.name: jnp.asarray(_scale(stack, stack.num_rows))
-            * _unit_noise(
-                jax.random.fold_in(key, index), (stack.num_rows, stack.dim), stack
+            stack.name: initial.rows(
+                jax.random.fold_in(key, index), stack, stack.num_rows
             )
             for index, stack in enumerate(self.plan.stacks)
         }
 
     def _init_group(self, group: RowGroup, key: jax.Array) -> TableState:
-        scale = jnp.asarray(_scale(group, group.depth))
-
         def one_shard(shard: jax.Array) -> jax.Array:
-            noise = _unit_noise(
-                jax.random.fold_in(key, shard), (group.depth, group.dim), group
-            )
-            rows = scale * noise
-            if self._config.dtype == "bfloat16":
-                rows = precision.nearest(rows)
-            return rows
+            rows = initial.rows(jax.random.fold_in(key, shard), group, group.depth)
+            return precision.nearest(rows) if self._config.dtype == "bfloat16" else rows
 
         rows = self._on_all_devices(lambda shards: jax.lax.map(one_shard, shards))(
             jnp.arange(group.num_shards)
@@ -148,28 +145,6 @@ class TableEngine:
         return state
 
     # ------------------------------------------------------------ host
-
-    def capacity(self, group: RowGroup, *, examples_per_device: int) -> int:
-        """Returns C, the rows one device may ask of one owner in one round."""
-        known = self._capacities.get((group.name, examples_per_device))
-        if known is not None:
-            return known
-        bound = routing.unique_bound(group, examples_per_device=examples_per_device)
-        mean = float(bound)
-        if self._sample_ids is not None and self.mesh.size > 1:
-            expected = routing.expected_unique(
-                group, self._sample_ids, examples_per_device=examples_per_device
-            )
-            mean = min(mean, expected)
-        capacity = routing.capacity(
-            mean,
-            bound,
-            num_devices=self.mesh.size,
-            margin=self._config.capacity_margin,
-        )
-        routing.check_sizes(group, bound=bound, capacity=capacity)
-        self._capacities[group.name, examples_per_device] = capacity
-        return capacity
 
     def route(self, ids: np.ndarray, *, is_counted: np.ndarray | None = None) -> Routes:
         """Routes one process's share of a batch; NumPy only, safe in any thread.
@@ -203,42 +178,23 @@ class TableEngine:
                 rows,
                 num_devices=self.mesh.size,
                 local_devices=local,
-                slots_per_owner=self.capacity(
+                slots_per_owner=self.sizes.capacity(
                     group, examples_per_device=len(ids) // local
                 ),
-                choose_size=functools.partial(
-                    self._choose_size, group, len(ids) // local, local
+                choose_room=functools.partial(
+                    self.sizes.room, group, examples_per_device=len(ids) // local
                 ),
             )
             groups[name] = {
                 "unique": result.unique,
                 "slots": result.slots,
-                "requests": result.requests,
+                "num_requests": result.num_requests,
             }
         stacks = {stack.name: stack.stack_rows(ids) for stack in self.plan.stacks}
         counts = counters.count_ids(
             self.plan, ids, stacks, is_counted=is_counted, local_devices=local
         )
         return {"groups": groups, "stacks": stacks, "counts": counts}
-
-    def _choose_size(
-        self, group: RowGroup, examples_per_device: int, local_devices: int, needed: int
-    ) -> int:
-        """Returns U, the size of `unique`, for batches of one size.
-
-        One process makes it an eighth larger than its first batch needs. A batch that
-        does not fit makes it at least double: another size compiles the step anew, so
-        that must stay rare. Several processes, whose sizes must agree, take the bound.
-        """
-        bound = routing.unique_bound(group, examples_per_device=examples_per_device)
-        if local_devices < self.mesh.size:
-            return bound
-        key = group.name, examples_per_device
-        size = self._sizes.get(key, 0)
-        if needed > size or not size:
-            size = min(max(2 * size, routing.round_up(needed * 9 // 8)), bound)
-            self._sizes[key] = size
-        return size
 
     def _check_ids(self, ids: np.ndarray, local_devices: int) -> None:
         if ids.dtype != np.int32:
@@ -269,14 +225,14 @@ class TableEngine:
             given = dict(routes["groups"][name])
             exchange = self._exchange(group, given)
             if "rows" in given:
-                bound = routing.unique_bound(
+                bound = sizes.unique_bound(
                     group, examples_per_device=len(given["rows"]) // self.mesh.size
                 )
                 deduplicate = functools.partial(exchange.deduplicate, bound=bound)
-                unique, slots, requests = self._on_all_devices(deduplicate)(
+                unique, slots, count = self._on_all_devices(deduplicate)(
                     given.pop("rows")
                 )
-                given |= {"unique": unique, "slots": slots, "requests": requests}
+                given |= {"unique": unique, "slots": slots, "num_requests": count}
             given |= {"rounds": jnp.int32(1), "largest": jnp.int32(0)}
             given["capacity"] = jnp.int32(exchange.capacity)
             if self.mesh.size > 1:
@@ -385,32 +341,34 @@ class TableEngine:
         rounds = [group["rounds"] > 0 for group in requests["groups"].values()]
         return jnp.all(jnp.stack(rounds)) if rounds else jnp.bool_(True)
 
-    def check_rounds(self, steps: Iterable[counters.Counts]) -> None:
-        """Raises if a step of `counters.sum_over_devices` could not be carried.
+    def check_rounds(self, counts: counters.Counts) -> None:
+        """Raises if the step of these counts could not be carried.
+
+        Args:
+            counts: of `counters.sum_over_devices`, fetched from the devices.
 
         Raises:
-            RoutingOverflowError: see above; names the first such step's table.
+            RoutingOverflowError: see above; names the table.
         """
-        for counts in steps:
-            for name, group in counts["groups"].items():
-                if group["rounds"] == 0:
-                    own = group["requests"]
-                    raise routing.overflow(
-                        self._groups[name],
-                        table=int(own.max(axis=1).argmax()),
-                        found=int(group["largest"]),
-                        capacity=int(group["capacity"]),
-                        detail=f"the most loaded device is asked for "
-                        f"{own.sum(axis=0).max()} rows (mean over devices "
-                        f"{own.sum(axis=0).mean():.0f})",
-                    )
+        for name, group in counts["groups"].items():
+            if group["rounds"] == 0:
+                own = group["num_requests"]
+                raise routing.overflow(
+                    self._groups[name],
+                    table=int((own.max(axis=1) - own.mean(axis=1)).argmax()),
+                    found=int(group["largest"]),
+                    capacity=int(group["capacity"]),
+                    detail=f"all devices together ask the most loaded one for "
+                    f"{own.sum(axis=0).max()} unique rows (mean over owners "
+                    f"{own.sum(axis=0).mean():.0f})",
+                )
 
     def _exchange(self, group: RowGroup, arrays: Mapping[str, jax.Array]) -> Exchange:
         examples = len(arrays["slots" if "slots" in arrays else "rows"])
         return Exchange(
             group=group,
             num_devices=self.mesh.size,
-            capacity=self.capacity(
+            capacity=self.sizes.capacity(
                 group, examples_per_device=examples // self.mesh.size
             ),
             optimizer=self._optimizer,
@@ -436,23 +394,8 @@ def _specs(requests: Mapping[str, jax.Array]) -> dict[str, PartitionSpec]:
 
 def _expand(rows: jax.Array, slots: jax.Array) -> jax.Array:
     """Rows [1, U, D], slots [b, K_g] -> [b, K_g, D]."""
-    return rows_at(rows[0], slots)
-
-
-def _scale(part: RowGroup | ReplicatedStack, depth: int) -> np.ndarray:
-    """Scale of the initial values at every depth (or row) of a stack, [depth, 1]."""
-    scale = np.zeros((depth, 1), np.float32)
-    for table in part.tables:
-        scale[table.offset :] = table.spec.init_scale
-    return scale
-
-
-def _unit_noise(
-    key: jax.Array, shape: tuple[int, ...], part: RowGroup | ReplicatedStack
-) -> jax.Array:
-    if part.tables[0].spec.init == "uniform":
-        return jax.random.uniform(key, shape, minval=-1.0)
-    return jax.random.normal(key, shape)
+    # Flat, because XLA:CPU copies the gradient of a gather of more dimensions.
+    return rows_at(rows[0], slots.reshape(-1)).reshape(*slots.shape, rows.shape[-1])
 
 
 def _in_column_order(

@@ -62,7 +62,7 @@ class Exchange:
             bound: U.
 
         Returns:
-            `unique` [1, U], `slots` [b, K_g] and `requests` [1, T, N] of
+            `unique` [1, U], `slots` [b, K_g] and `num_requests` [1, T, N] of
             `routing.Route`.
         """
         group, num_rows = self.group, self.group.num_rows
@@ -81,9 +81,9 @@ class Exchange:
         table = (depth[:, None] >= offsets).sum(axis=1, dtype=rows.dtype) - 1
         owner = unique // self._rows_per_device
         place = jnp.where(unique < num_rows, table, len(offsets))
-        requests = jnp.zeros((len(offsets), self.num_devices), jnp.int32)
-        requests = requests.at[place, owner].add(1, mode="drop")
-        return unique[None], slots, requests[None]
+        num_requests = jnp.zeros((len(offsets), self.num_devices), jnp.int32)
+        num_requests = num_requests.at[place, owner].add(1, mode="drop")
+        return unique[None], slots, num_requests[None]
 
     def plan_rounds(self, unique: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Chooses the rounds that all devices take together.

@@ -223,8 +223,8 @@ def plan_tables(
 
     Raises:
         ConfigError: N does not divide S, two specs of one table in one role, widths
-            that differ inside a role, a column without a table, or a table that is
-            too large for 32-bit row ids.
+            that differ inside a role, a column without a table, a table without a
+            column, or a table that is too large for 32-bit row ids.
     """
     shards = config.num_shards
     if shards % num_devices:
@@ -246,6 +246,12 @@ def plan_tables(
             raise ConfigError(
                 f"tables of role {role!r} differ in (dim, init): {kinds}; one role has "
                 "one width and one kind of initialisation"
+            )
+        unused = sorted(names.keys() - set(column_tables))
+        if unused:
+            raise ConfigError(
+                f"the backbone declares table {unused[0]!r} for role {role!r}, but no "
+                "field uses it"
             )
         missing = sorted(set(column_tables) - names.keys())
         if missing:

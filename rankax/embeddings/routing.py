@@ -1,4 +1,4 @@
-"""Host side of a lookup: the unique rows of each device, and the room they need.
+"""Host side of a lookup: the unique rows that each device asks for.
 
 Each device's examples are de-duplicated here, off the accelerator's critical path. The
 unique rows of a device, sorted, are grouped by owner as they stand, because every
@@ -6,14 +6,11 @@ owner holds one block of rows. What depends on other devices (how many rounds th
 exchange takes) is decided on the devices, see `rankax.embeddings.exchange`.
 """
 
-from collections import Counter
 from collections.abc import Callable
 import dataclasses
-import math
 
 import numpy as np
 
-from rankax.config.base import ConfigError
 from rankax.embeddings.placement import RowGroup
 
 # Parts that an owner's rows are split into when one exchange cannot hold them all.
@@ -27,72 +24,6 @@ class RoutingOverflowError(RuntimeError):
     """A batch asks one device for more rows than even the most rounds can carry."""
 
 
-# ---------------------------------------------------------------- static sizes
-
-
-def unique_bound(group: RowGroup, *, examples_per_device: int) -> int:
-    """Returns U: no device can ask for more unique rows in one step.
-
-    Σ over tables of min(ids of one device, rows of the table), rounded up to 8.
-    """
-    bound = sum(
-        min(examples_per_device * num_columns, group.tables[table].spec.num_rows)
-        for table, num_columns in Counter(group.column_tables).items()
-    )
-    return round_up(bound)
-
-
-def expected_unique(
-    group: RowGroup, sample_ids: np.ndarray, *, examples_per_device: int
-) -> float:
-    """Estimates the unique rows of one device's examples from typical examples.
-
-    Args:
-        group: the row group.
-        sample_ids: [n, K] int32, as for `route`. Fewer examples than a device takes
-            are scaled up in proportion, which errs on the large side.
-        examples_per_device: b.
-    """
-    size = min(examples_per_device, len(sample_ids))
-    chunks = [
-        sample_ids[start : start + size]
-        for start in range(0, min(len(sample_ids), 8 * size) - size + 1, size)
-    ]
-    counts = [_num_unique(group.stack_rows(chunk)) for chunk in chunks]
-    return float(np.mean(counts)) * examples_per_device / size
-
-
-def capacity(mean_unique: float, bound: int, *, num_devices: int, margin: float) -> int:
-    """Returns C, the rows one device may ask of one owner in one round.
-
-    Rows spread almost evenly over the N owners, like balls thrown at random, so
-    C = mean + margin·√mean with mean = unique rows / N, rounded up to 8.
-
-    Args:
-        mean_unique: expected unique rows of one device.
-        bound: U; on one device nothing is exchanged, and C = U.
-        num_devices: N.
-        margin: standard deviations to spare.
-    """
-    if num_devices == 1:
-        return bound
-    mean = mean_unique / num_devices
-    return min(round_up(math.ceil(mean + margin * math.sqrt(mean))), bound)
-
-
-def round_up(x: int) -> int:
-    """Returns the next multiple of 8, at least 8."""
-    return max(-(-x // 8), 1) * 8
-
-
-def _num_unique(rows: np.ndarray) -> int:
-    ordered = np.sort(rows[rows >= 0], axis=None)
-    return int(np.count_nonzero(np.diff(ordered))) + (ordered.size > 0)
-
-
-# ---------------------------------------------------------------- one batch
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """The unique rows that each local device asks for.
@@ -102,12 +33,12 @@ class Route:
             the last row, all different.
         slots: [B, K_g] int32: where in its device's `unique` the row of an id stands;
             `NO_SLOT` for padding ids.
-        requests: [devices, T, N] int32: unique rows by table and owner.
+        num_requests: [devices, T, N] int32: unique rows by table and owner.
     """
 
     unique: np.ndarray
     slots: np.ndarray
-    requests: np.ndarray
+    num_requests: np.ndarray
 
 
 def route(
@@ -117,7 +48,7 @@ def route(
     num_devices: int,
     local_devices: int,
     slots_per_owner: int,
-    choose_size: Callable[[int], int],
+    choose_room: Callable[[int], int],
 ) -> Route:
     """De-duplicates the rows of each local device.
 
@@ -127,7 +58,7 @@ def route(
         num_devices: N, devices of the mesh.
         local_devices: devices of this process; divides B.
         slots_per_owner: C, to refuse what no number of rounds can carry.
-        choose_size: returns U, given the most unique rows of any local device.
+        choose_room: returns U, given the most unique rows of any local device.
 
     Raises:
         RoutingOverflowError: see above.
@@ -135,17 +66,17 @@ def route(
     rows_per_device = group.num_rows // num_devices
     blocks = np.split(rows, local_devices)
     found, slots = zip(*map(deduplicate, blocks), strict=True)
-    size = choose_size(max(map(len, found)))
+    size = choose_room(max(map(len, found)))
     unique = np.empty((local_devices, size), np.int32)
     unique[:] = group.num_rows + np.arange(size, dtype=np.int32)
-    requests = np.empty((local_devices, len(group.tables), num_devices), np.int32)
+    num_requests = np.empty((local_devices, len(group.tables), num_devices), np.int32)
     for device, own in enumerate(found):
         unique[device, : len(own)] = own
-        requests[device] = count_requests(group, own, num_devices)
-        if requests[device].sum(axis=0).max(initial=0) > slots_per_owner:
+        num_requests[device] = count_requests(group, own, num_devices)
+        if num_requests[device].sum(axis=0).max(initial=0) > slots_per_owner:
             _check_skew(group, device, own, rows_per_device, slots_per_owner)
     slots = slots[0] if local_devices == 1 else np.concatenate(slots)
-    return Route(unique=unique, slots=slots, requests=requests)
+    return Route(unique=unique, slots=slots, num_requests=num_requests)
 
 
 def deduplicate(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -227,24 +158,9 @@ def overflow(
     """Returns the error for a batch that no number of rounds can carry."""
     return RoutingOverflowError(
         f"table {group.tables[table].spec.name!r} (group {group.name!r}): {detail}; "
-        f"{found} of them in one of its {MAX_ROUNDS} parts, where the exchange holds "
-        f"{capacity} a round. No id was dropped: the step did not run. The ids of this "
-        "batch are extremely skewed (for example multiples of tables.num_shards): hash "
-        "the table's ids, raise tables.capacity_margin, or use fewer devices"
+        f"one device asks for {found} in one of its {MAX_ROUNDS} parts, where the "
+        f"exchange holds {capacity} a round. No id was dropped: the step did not run. "
+        "The ids of this batch are extremely skewed (for example multiples of "
+        "tables.num_shards): hash the table's ids, raise tables.capacity_margin, or "
+        "use fewer devices"
     )
-
-
-def check_sizes(group: RowGroup, *, bound: int, capacity: int) -> None:
-    """Raises `ConfigError` for sizes that an exchange cannot have."""
-    if capacity < 1:
-        raise ConfigError(
-            f"group {group.name!r} has an exchange of capacity {capacity}; it must be "
-            "at least 1 row"
-        )
-    spare = 2**31 - 1 - group.num_rows
-    if bound > spare:
-        raise ConfigError(
-            f"group {group.name!r}: one device may ask for {bound:,} unique rows, but "
-            f"32-bit row ids leave room for {spare:,} padding values; use a smaller "
-            "batch or more devices"
-        )

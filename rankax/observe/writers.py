@@ -59,7 +59,7 @@ class MetricsWriter:
 
         Args:
             step: updates done so far.
-            split: "train", "valid" or "test".
+            split: "train", "valid", "test" or "tables".
             epoch: passes over the training split so far, with its fraction.
             values: name -> number; nan and infinity become null.
         """

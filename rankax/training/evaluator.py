@@ -87,10 +87,10 @@ def evaluate(
     track = console.track(f"evaluate {source.name}", total=total)
     writer = _PredictionWriter(predictions, schema.tasks) if predictions else None
     scored = _scores(steps, state, source, config, batch_size)
-    tables: counters.Summary = {}
+    total = None
     for number, (logits, counts, arrays) in enumerate(scored, 1):
-        steps.engine.check_rounds([counts])
-        tables = counters.add(tables, counters.summarize(steps.engine.plan, [counts]))
+        steps.engine.check_rounds(counts)
+        total = counters.accumulate(total, counts)
         for t, task in enumerate(schema.tasks):
             true = arrays.get("true_probability")
             metrics[task].update(
@@ -118,7 +118,7 @@ def evaluate(
         metrics=values | mean_over_tasks(values, config.eval.metric, schema.tasks),
         calibration={task: metrics[task].calibration_table() for task in schema.tasks},
         slices=by_slice.result() if by_slice else {},
-        tables=tables,
+        tables=counters.summarize(steps.engine.plan, total) if total else {},
     )
 
 

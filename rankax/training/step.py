@@ -47,6 +47,19 @@ def plan_for(
         num_devices=num_devices,
         default_rows=schema.default_rows,
     )
+    tables = config.tables
+    if not plan.groups and (tables.dtype != "float32" or tables.track_last_step):
+        raise ConfigError(
+            f"tables.dtype = {tables.dtype!r} and tables.track_last_step = "
+            f"{tables.track_last_step} act on tables sharded by row, but all tables "
+            "are replicated; lower tables.replicate_below_bytes "
+            f"({tables.replicate_below_bytes:,}), or leave them as they were"
+        )
+    if tables.out_of_range == "default_row" and not schema.default_rows:
+        raise ConfigError(
+            "tables.out_of_range = 'default_row' is for tables of direct ids, but the "
+            "fields in use have none; leave it at 'error'"
+        )
     if config.optimizer.dense.table_l2 and plan.groups:
         names = [table.spec.name for group in plan.groups for table in group.tables]
         raise ConfigError(

@@ -54,10 +54,10 @@ def count(engine, ids, **options):
 def test_counters_equal_a_loop_over_the_ids(num_devices, deduplicate):
     engine = make_engine(num_devices, deduplicate=deduplicate)
     want, owners = {name: Counter() for name in ROWS}, {}
-    steps = []
+    total = None
     for seed in range(3):
         ids = make_ids(seed)
-        steps.append(count(engine, ids))
+        total = counters.accumulate(total, count(engine, ids))
         for block in ids.reshape(num_devices, -1, len(COLUMNS)):
             unique = {name: set() for name in ROWS}
             for example in block:
@@ -74,7 +74,7 @@ def test_counters_equal_a_loop_over_the_ids(num_devices, deduplicate):
                 rows = np.array(sorted(unique[placed.spec.name]))
                 load = group.table_rows(index, rows) // (group.num_rows // num_devices)
                 owners.setdefault(placed.spec.name, Counter()).update(load.tolist())
-    summary = counters.summarize(engine.plan, steps)
+    summary = counters.summarize(engine.plan, total)
     assert summary.keys() == {f"embedding/{name}" for name in ROWS}
     for name, record in want.items():
         got = summary[f"embedding/{name}"]
@@ -100,7 +100,8 @@ def test_counters_equal_a_loop_over_the_ids(num_devices, deduplicate):
 def test_examples_that_fill_up_a_batch_do_not_count():
     engine, ids = make_engine(4), make_ids(0)
     is_counted = np.arange(64) < 40
-    got = counters.summarize(engine.plan, [count(engine, ids, is_counted=is_counted)])
+    total = counters.accumulate(None, count(engine, ids, is_counted=is_counted))
+    got = counters.summarize(engine.plan, total)
     looked_up = got["embedding/user"]["looked_up"]
     assert looked_up == np.count_nonzero(ids[:40, 0] >= 0)
     default = got["embedding/user"]["out_of_vocabulary"]

@@ -9,7 +9,7 @@ import pytest
 
 from rankax.config.base import ConfigError
 from rankax.config.experiment import SparseOptimizerConfig, TablesConfig, TableSpec
-from rankax.embeddings import counters, optimizers, oracle, precision, routing
+from rankax.embeddings import counters, optimizers, oracle, precision, sizes
 from rankax.embeddings.engine import TableEngine
 from rankax.embeddings.placement import plan_tables
 from rankax.embeddings.routing import RoutingOverflowError
@@ -43,7 +43,8 @@ def make_engine(
         for name, n in rows.items()
     ]
     sample_ids = options.pop("sample_ids", None)
-    config = TablesConfig(num_shards=64, replicate_below_bytes=small, **options)
+    options = {"num_shards": 64, "replicate_below_bytes": small} | options
+    config = TablesConfig(**options)
     plan = plan_tables(
         specs, column_tables=COLUMNS, config=config, num_devices=mesh[0] * mesh[1]
     )
@@ -216,7 +217,7 @@ def test_neither_rounds_nor_the_place_of_deduplication_change_a_bit(dtype):
         equal(tables, results[0][0])
         for ours, first in zip(counts, results[0][1], strict=True):
             for name, group in first["groups"].items():
-                equal(ours["groups"][name]["requests"], group["requests"])
+                equal(ours["groups"][name]["num_requests"], group["num_requests"])
 
 
 def test_skew_that_no_rounds_can_carry_is_an_error_that_names_table_and_numbers():
@@ -230,7 +231,7 @@ def test_skew_that_no_rounds_can_carry_is_an_error_that_names_table_and_numbers(
     part = group.num_rows // 8 // 64
     ids = np.zeros((512, 6), np.int32)
     ids[:, 0] = np.flatnonzero(stack_rows < part)[:512]
-    message = r"table 'user' .*64 parts, where the exchange holds \d+ a round. No id"
+    message = r"table 'user' .*64 parts, where the exchange holds \d+ a round\. No id"
     with pytest.raises(RoutingOverflowError, match=message):
         host.route(ids)
 
@@ -240,7 +241,7 @@ def test_skew_that_no_rounds_can_carry_is_an_error_that_names_table_and_numbers(
     new, *_, counts = make_step(device)(tables, stacks, ids, targets)
     equal(new, tables)  # nothing was written
     with pytest.raises(RoutingOverflowError, match=message):
-        device.check_rounds([jax.device_get(counts)])
+        device.check_rounds(jax.device_get(counts))
 
 
 def test_frequency_sorted_direct_ids_need_no_extra_rounds():
@@ -250,14 +251,14 @@ def test_frequency_sorted_direct_ids_need_no_extra_rounds():
     def ids(batch):
         return np.minimum(rng.zipf(1.2, (batch, 6)) - 1, 49_999).astype(np.int32)
 
-    engine = make_engine(rows=rows, small=0, sample_ids=ids(2048))
+    engine = make_engine(rows=rows, small=0, sample_ids=ids(2048), num_shards=1024)
     request = jax.jit(lambda r: counters.sum_over_devices(engine.request(r)))
     sharding = meshes.over_all_devices(engine.mesh)
     for _ in range(5):
         counts = request(jax.device_put(engine.route(ids(2048)), sharding))
         for group in counts["groups"].values():
             assert group["rounds"] == 1
-            load = np.asarray(group["requests"]).sum(axis=0)
+            load = np.asarray(group["num_requests"]).sum(axis=0)
             assert load.max() / load.mean() <= 1.3
 
 
@@ -356,7 +357,8 @@ def test_a_batch_of_padding_only_touches_no_row(deduplicate):
     equal(tables, new)
     assert all(not np.any(x) for x in embedded.values())
     assert all(not np.any(x) for x in grads.values())
-    summary = counters.summarize(engine.plan, [jax.device_get(counts)])
+    total = counters.accumulate(None, jax.device_get(counts))
+    summary = counters.summarize(engine.plan, total)
     assert all(not any(record.values()) for record in summary.values())
 
 
@@ -375,12 +377,12 @@ def test_ids_of_a_wrong_type_or_shape_are_refused(bad):
         engine.route(broken)
 
 
-def test_an_exchange_of_no_room_is_refused():
+def test_row_ids_without_room_for_padding_values_are_refused():
     group = make_engine(small=0).plan.groups[0]
-    with pytest.raises(ConfigError, match="capacity 0; it must be at least 1"):
-        routing.check_sizes(group, bound=8, capacity=0)
     with pytest.raises(ConfigError, match="32-bit row ids leave room for"):
-        routing.check_sizes(group, bound=2**31, capacity=8)
+        sizes.check_bound(group, 2**31)
     huge = dataclasses.replace(group, depth=2**25)
     with pytest.raises(ConfigError, match="leave room for -1"):
-        routing.check_sizes(huge, bound=8, capacity=8)
+        sizes.check_bound(huge, 8)
+    # C itself cannot be too small to serve: not even for a first batch of padding.
+    assert sizes.capacity(0.0, 1000, num_devices=8, margin=0.0) == 8

@@ -271,7 +271,7 @@ def wire_bytes(engine, batch_size, *, row_bytes, dense_bytes):
     The ids are in it once. They travel twice, within the ten percent of the tests.
     """
     (group,), n = engine.plan.groups, engine.mesh.size
-    capacity = engine.capacity(group, examples_per_device=batch_size // n)
+    capacity = engine.sizes.capacity(group, examples_per_device=batch_size // n)
     exchanged = n * capacity * (4 + row_bytes + 4 * group.dim)
     return (n - 1) / n * (exchanged + 2 * dense_bytes)
 
@@ -307,6 +307,25 @@ def test_devices_send_ids_rows_and_gradients_and_no_more(mesh, dim, dtype):
         dense_bytes=make_network(engine).nbytes,
     )
     assert expected <= sent <= 1.1 * expected
+
+
+def test_the_train_step_of_a_model_sends_no_more_either():
+    steps, batch = make_steps("dcnv2")
+    state, engine = steps.abstract_state(), steps.engine
+    compiled = whole_step(steps).lower(state, batch).compile()
+    sent = wire.collective_bytes(compiled.as_text(), engine.mesh.size)
+    counts = jax.eval_shape(
+        lambda routes: counters.sum_over_devices(engine.request(routes)),
+        batch["routes"],
+    )
+    summed = (state.params, counts)  # gradients, and what the log counts
+    expected = wire_bytes(
+        engine,
+        64,
+        row_bytes=4 * engine.plan.groups[0].dim,
+        dense_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(summed)),
+    )
+    assert sent <= 1.1 * expected
 
 
 def test_eight_devices_send_an_eighth_of_the_reference():

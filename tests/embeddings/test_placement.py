@@ -75,6 +75,7 @@ def test_xavier_uniform_bounds_follow_each_table():
         ([spec(), spec()], ("a",), {}, "'a' is asked for twice"),
         ([spec(), spec("b", dim=4)], ("a", "b"), {}, r"differ in \(dim, init\)"),
         ([spec()], ("a", "zz"), {}, "uses table 'zz', which the backbone"),
+        ([spec(), spec("b")], ("a",), {}, "declares table 'b' .* no field uses it"),
         ([spec(rows=2**31 - 1)], ("a",), {}, "fit 32-bit row ids"),
     ],
 )

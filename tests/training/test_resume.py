@@ -217,6 +217,7 @@ def test_a_model_with_a_parameter_without_elements_continues(tmp_path):
     config = make_config(num_epochs=0, num_steps=10)
     config.model.backbone = named_config("lr")  # its numeric weights are [0, 2]
     config.data.fields = ("user_id", "item_id")
+    config.tables.replicate_below_bytes = 0
     train(config, str(tmp_path))
     step, state, _ = final_state(config, tmp_path)
     assert step == 10

@@ -9,12 +9,14 @@ import pytest
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig, ParquetConfig
 from rankax.config.synthetic import SyntheticConfig
+from rankax.data import card as cards
 from rankax.data import synthetic
 from rankax.data.card import DataError
 from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
 from rankax.observe.writers import read_metrics
 from rankax.train import train
+from rankax.training.setup import set_up
 
 KNOWN_USERS = 300  # of more in the data
 
@@ -133,6 +135,40 @@ def test_sixteen_bit_rows_train_nearly_as_well(clicks, tmp_path, optimizer):
         auc[dtype] = result["metrics"]["ctr/auc"]
     assert auc["float32"] > 0.6
     assert auc["bfloat16"] == pytest.approx(auc["float32"], abs=0.01)
+
+
+def test_never_updated_rows_are_those_of_the_whole_run(clicks, tmp_path):
+    config = make_config(clicks, track_last_step=True)
+    config.eval.every_steps = 2
+    config.optimizer.dense.learning_rate = 1.0  # diverges: an early checkpoint is best
+    result = train(config, str(tmp_path))
+    assert result["best_validation"]["step"] < result["step"]
+    seen = users(clicks, "train")
+    seen = np.unique(np.where(seen < KNOWN_USERS, seen, KNOWN_USERS))
+    untouched = result["never_updated"]["embedding/user_id"]
+    assert untouched == KNOWN_USERS + 1 - len(seen)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"dtype": "bfloat16"}, "act on tables sharded by row, but all tables are"),
+        ({"track_last_step": True}, r"lower tables\.replicate_below_bytes \(1,000,000"),
+        ({"out_of_range": "default_row"}, "fields in use have none"),
+    ],
+)
+def test_table_options_without_a_use_are_refused(clicks, tmp_path, tables, message):
+    config = make_config(clicks, replicate_below_bytes=1_000_000, **tables)
+    config.tables.out_of_range = tables.get("out_of_range", "error")
+    if "out_of_range" in tables:  # of no use where all ids are hashed
+        card = cards.load(clicks)
+        hashed = tuple(dataclasses.replace(t, ids="hash") for t in card.tables)
+        dataclasses.replace(card, tables=hashed).save(tmp_path)
+        for split in card.splits:
+            (tmp_path / split).symlink_to(clicks / split)
+        config.data.source.path = str(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        set_up(config)
 
 
 @pytest.mark.parametrize(

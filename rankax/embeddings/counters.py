@@ -78,7 +78,7 @@ def count_ids(
 def _count_by_table(stack: ReplicatedStack, is_used: np.ndarray) -> list[int]:
     """Counts used rows; `count_nonzero` of bools is much faster than a sum."""
     return [
-        np.count_nonzero(is_used[table.offset : table.offset + table.spec.num_rows])
+        int(np.count_nonzero(is_used[table.offset :][: table.spec.num_rows]))
         for table in stack.tables
     ]
 

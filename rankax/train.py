@@ -341,9 +341,10 @@ class _Window:
         losses, counts, bad = jax.device_get(
             (self._losses, self._counts, state.first_bad_step)
         )
-        total = None
+        total, is_finite = None, True
         for loss, step in zip(losses, counts, strict=True):
-            if np.isfinite(loss):  # the first bad step is the one to tell about
+            is_finite = is_finite and bool(np.isfinite(loss))
+            if is_finite:  # the first bad step is the one to tell about
                 engine.check_rounds(step)
             total = counters.accumulate(total, step)
         tables = counters.summarize(engine.plan, total) if total else {}

@@ -167,6 +167,7 @@ class TableEngine:
         """
         local = meshes.local_device_count(self.mesh)
         self._check_ids(ids, local)
+        examples = len(ids) // local
         groups = {}
         for name, group in self._groups.items():
             rows = group.stack_rows(ids)
@@ -179,10 +180,10 @@ class TableEngine:
                 num_devices=self.mesh.size,
                 local_devices=local,
                 slots_per_owner=self.sizes.capacity(
-                    group, examples_per_device=len(ids) // local
+                    group, examples_per_device=examples
                 ),
                 choose_room=functools.partial(
-                    self.sizes.room, group, examples_per_device=len(ids) // local
+                    self.sizes.room, group, examples_per_device=examples
                 ),
             )
             groups[name] = {

@@ -70,9 +70,10 @@ class Exchange:
         order = jnp.argsort(flat)
         ordered = flat[order]
         rank = jnp.cumsum(_is_first(ordered)) - 1
-        nowhere = num_rows + jnp.arange(bound, dtype=rows.dtype)
-        unique = nowhere.at[rank].set(
-            jnp.where(ordered < num_rows, ordered, num_rows + rank), mode="drop"
+        unique = (
+            _nowhere(num_rows, bound)
+            .at[rank]
+            .set(jnp.where(ordered < num_rows, ordered, num_rows + rank), mode="drop")
         )
         slots = jnp.zeros_like(flat).at[order].set(rank, unique_indices=True)
         slots = jnp.where(rows < 0, NO_SLOT, slots.reshape(rows.shape))
@@ -152,9 +153,7 @@ class Exchange:
         def move(
             flat: State, targets: jax.Array, rows: jax.Array, summed: jax.Array
         ) -> State:
-            # Past the last row, distinct, and dropped by the scatter.
-            nowhere = num_rows + jnp.arange(len(targets), dtype=targets.dtype)
-            targets = jnp.where(enabled, targets, nowhere)
+            targets = jnp.where(enabled, targets, _nowhere(num_rows, len(targets)))
             return self._move(flat, widths, targets, rows, summed, learning_rate, step)
 
         if self.num_devices == 1:
@@ -163,7 +162,7 @@ class Exchange:
 
             def one_round(index: jax.Array, flat: State) -> State:
                 slots, asked = self._ask(requests, index)
-                sent = gradient.at[slots].get(mode="fill", fill_value=0)
+                sent = _gather(gradient, slots)
                 targets, summed = _sum_equal_rows(asked, _swap(sent), num_rows)
                 own = _as_float(rows_at(flat["rows"], targets))
                 return move(flat, targets, own.reshape(summed.shape), summed)
@@ -190,8 +189,7 @@ class Exchange:
         slots = first[:, None] + jnp.arange(c, dtype=jnp.int32)
         place = jnp.arange(n * c, dtype=jnp.int32).reshape(n, c)
         slots = jnp.where(slots < stop[:, None], slots, len(unique) + place)
-        local = unique.at[slots].get(mode="fill", fill_value=0)
-        local = local - owner[:, None] * self._rows_per_device
+        local = _gather(unique, slots) - owner[:, None] * self._rows_per_device
         past = self._rows_per_device + place
         asked = _swap(jnp.where(slots < len(unique), local, past).reshape(-1))
         return slots.reshape(-1), asked
@@ -252,6 +250,11 @@ def _gather(flat: jax.Array, rows: jax.Array) -> jax.Array:
     return flat.at[rows].get(mode="fill", fill_value=0)
 
 
+def _nowhere(num_rows: int, count: int) -> jax.Array:
+    """Different values past the last row, which a scatter drops."""
+    return num_rows + jnp.arange(count, dtype=jnp.int32)
+
+
 def _as_float(rows: jax.Array) -> jax.Array:
     return precision.to_float(rows) if rows.dtype == jnp.uint16 else rows
 
@@ -274,7 +277,7 @@ def _sum_equal_rows(
     summed = jax.ops.segment_sum(
         gradient, segment, num_segments=len(targets), indices_are_sorted=True
     )
-    nowhere = num_rows + jnp.arange(len(targets), dtype=targets.dtype)
+    nowhere = _nowhere(num_rows, len(targets))
     # Padding targets of different devices coincide; they stay past the last row.
     unique = nowhere.at[segment].set(
         jnp.where(targets < num_rows, targets, nowhere[segment])

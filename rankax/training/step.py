@@ -234,13 +234,7 @@ class Steps:
             model = nnx.merge(self._graph, params[NETWORK], state.rest, copy=True)
             model.train()
             embedded = self.engine.embed(params[TABLES], rows, requests)
-            logits = model(
-                embedded,
-                batch["lengths"],
-                batch["numeric"],
-                bag_weights=batch.get("bag_weights"),
-                rngs=nnx.Rngs(dropout=key),
-            )
+            logits = _score(model, embedded, batch, rngs=nnx.Rngs(dropout=key))
             losses = binary_log_loss(logits, batch["labels"], batch["weight"])
             rest = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
             return jnp.sum(losses * self._task_weights), rest
@@ -293,13 +287,23 @@ class Steps:
         requests = self.engine.request(batch["routes"])
         rows = self.engine.lookup(tables, requests)
         embedded = self.engine.embed(params[TABLES], rows, requests)
-        logits = model(
-            embedded,
-            batch["lengths"],
-            batch["numeric"],
-            bag_weights=batch.get("bag_weights"),
-        )
-        return logits, counters.sum_over_devices(requests)
+        return _score(model, embedded, batch), counters.sum_over_devices(requests)
+
+
+def _score(
+    model: Ranker,
+    embedded: Mapping[str, jax.Array],
+    batch: DeviceBatch,
+    *,
+    rngs: nnx.Rngs | None = None,
+) -> jax.Array:
+    return model(
+        embedded,
+        batch["lengths"],
+        batch["numeric"],
+        bag_weights=batch.get("bag_weights"),
+        rngs=rngs,
+    )
 
 
 def _task_weights(config: ExperimentConfig, schema: Schema) -> np.ndarray:

@@ -128,6 +128,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     writer = MetricsWriter(
         folder, tensorboard=config.observe.tensorboard, resume_step=step
     )
+    shard = steps.input_shard(config.train.batch_size)
     batches = lanes.read_batches(
         splits["train"],
         setup.schema,
@@ -136,7 +137,10 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         seed=config.train.seed,
         shuffle=config.data.shuffle,
         num_epochs=None,
+        time_window=config.data.time_window,
         position=_position(progress),
+        shard_index=shard.index,
+        shard_count=shard.count,
         num_threads=config.data.num_threads,
         map_batch=lambda arrays: (
             steps.to_devices(arrays),

@@ -62,13 +62,27 @@ class ParquetConfig(SourceConfig):
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DataConfig(Config):
-    """Input. Empty `tasks` and `fields` mean all that the dataset card names."""
+    """Input. Empty `tasks` and `fields` mean all that the dataset card names.
+
+    Attributes:
+        source: where examples come from.
+        tasks: labels to learn.
+        fields: fields to read.
+        lanes: virtual lanes, part of the order of examples and not of the machine.
+        shuffle: in every epoch anew; false keeps to the order of the files.
+        time_window: train through time: windows of this width, in the units of the
+            card's time column (microseconds where it holds timestamps), come one after
+            the other, and shuffling stays inside each; 0 = shuffle the whole split.
+        num_threads: threads that read row groups.
+        prefetch_batches: batches made ahead of the step.
+    """
 
     source: SourceConfig = dataclasses.field(default_factory=ParquetConfig)
     tasks: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
-    lanes: int = 16  # virtual lanes: part of the order of examples, not of the machine
+    lanes: int = 16
     shuffle: bool = True
+    time_window: int = 0
     num_threads: int = 1
     prefetch_batches: int = 2
 
@@ -357,6 +371,7 @@ def _ranges(config: ExperimentConfig) -> list[str]:
     c = config
     at_least = {
         "data.lanes": (c.data.lanes, 1),
+        "data.time_window": (c.data.time_window, 0),
         "data.num_threads": (c.data.num_threads, 1),
         "data.prefetch_batches": (c.data.prefetch_batches, 1),
         "tables.num_shards": (c.tables.num_shards, 1),

@@ -7,86 +7,32 @@ the splits were made.
 
 import dataclasses
 import json
-import pathlib
-from typing import Any
+import os
+import types
+from typing import Any, get_args
 
 from rankax.config.base import suggest
+from rankax.data import storage
+from rankax.data.errors import DataError
+from rankax.data.fields import (
+    CategoricalField,
+    Clip,
+    Field,
+    Log1p,
+    NumericField,
+    SequenceColumn,
+    SequenceField,
+    Standardise,
+    Table,
+    Transform,
+    VectorField,
+    check_field,
+    check_table,
+)
+from rankax.data.storage import Location
 
 FORMAT = 1
 FILE_NAME = "dataset.json"
-COMBINERS = ("mean", "sum", "none")
-ID_MODES = ("direct", "hash")
-
-
-class DataError(ValueError):
-    """Input that cannot be used; says what was found, expected and what to do."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A set of ids that fields and sequences may share.
-
-    Attributes:
-        name: unique in the card.
-        num_rows: V, the number of rows after hashing or direct lookup.
-        ids: "direct": the id is the row, in [0, V); "hash": any 64-bit integer is
-            hashed to a row. The salt is the table's name, not the field's, so that
-            fields and sequences that share a table agree on every id's row.
-    """
-
-    name: str
-    num_rows: int
-    ids: str = "direct"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CategoricalField:
-    """One id per example, or a list (bag) of ids.
-
-    Attributes:
-        name: field name.
-        table: table of its ids.
-        column: Parquet column; "" = `name`.
-        max_length: 0 = one id per example; L > 0 = a list, of which the latest L
-            are kept.
-        combiner: "mean" or "sum" over a list; "none" gives the backbone its L
-            embeddings one by one.
-        weights: Parquet column of a list of floats, one per id, by which "mean" and
-            "sum" weigh; "" = all 1.
-    """
-
-    name: str
-    table: str
-    column: str = ""
-    max_length: int = 0
-    combiner: str = "mean"
-    weights: str = ""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class NumericField:
-    """One float per example. `column` "" = `name`."""
-
-    name: str
-    column: str = ""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceColumn:
-    """One aspect of a sequence's events ("item", "category", ...), a list column."""
-
-    name: str
-    table: str
-    column: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceField:
-    """Ordered past events, oldest first, as aligned list columns of equal lengths."""
-
-    name: str
-    columns: tuple[SequenceColumn, ...]
-    max_length: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +67,22 @@ class Slice:
     values: tuple[str, ...] = ()
 
 
-Field = CategoricalField | NumericField | SequenceField
 _KINDS = {
     "categorical": CategoricalField,
     "numeric": NumericField,
+    "vector": VectorField,
     "sequence": SequenceField,
+}
+_TRANSFORMS = {"clip": Clip, "log1p": Log1p, "standardise": Standardise}
+# Left out of the file where unused, so that a folder keeps the fingerprint it had
+# before fields could have them.
+_OPTIONAL = {
+    "weights": "",
+    "default": None,
+    "boundaries": (),
+    "transforms": (),
+    "minimum": None,
+    "maximum": None,
 }
 
 
@@ -135,7 +92,7 @@ class Card:
 
     Attributes:
         weight: column of example weights (float).
-        group: column of the group for GAUC, usually the user (integer).
+        group: column of the group for GAUC, usually the user (integer or text).
         time: column of the event time (integer or timestamp).
         domain: column of the domain or scenario (integer).
         slices: columns by which evaluation reports metrics value by value.
@@ -158,7 +115,7 @@ class Card:
 
     def __post_init__(self) -> None:
         """Checks names and references."""
-        tables = {table.name for table in self.tables}
+        tables = {table.name: table for table in self.tables}
         _unique("table", [table.name for table in self.tables], self.name)
         _unique("field", [field.name for field in self.fields], self.name)
         _unique("label", [label.name for label in self.labels], self.name)
@@ -171,16 +128,7 @@ class Card:
         if not self.labels:
             raise DataError(f"card {self.name!r} names no label")
         for table in self.tables:
-            if table.ids not in ID_MODES:
-                raise DataError(
-                    f"table {table.name!r}: ids = {table.ids!r} is unknown; "
-                    f"{suggest(table.ids, ID_MODES)}"
-                )
-            if not 0 < table.num_rows <= 2**31 - 1:
-                raise DataError(
-                    f"table {table.name!r}: num_rows = {table.num_rows} is not in "
-                    "1 .. 2^31 - 1"
-                )
+            check_table(table)
         for entry in self.slices:
             texts = isinstance(entry.values, tuple)
             if not (texts and all(isinstance(value, str) for value in entry.values)):
@@ -189,62 +137,35 @@ class Card:
                     f"{entry.values!r:.80}"
                 )
         for field in self.fields:
-            used = ()
-            if isinstance(field, CategoricalField):
-                used = (field.table,)
-                if field.combiner not in COMBINERS:
-                    raise DataError(
-                        f"field {field.name!r}: combiner {field.combiner!r} is "
-                        f"unknown; {suggest(field.combiner, COMBINERS)}"
-                    )
-                _check_weights(field)
-            elif isinstance(field, SequenceField):
-                used = tuple(column.table for column in field.columns)
-                if field.max_length < 1 or not field.columns:
-                    raise DataError(
-                        f"sequence {field.name!r} needs columns and max_length >= 1"
-                    )
-            for name in used:
-                if name not in tables:
-                    raise DataError(
-                        f"field {field.name!r} uses table {name!r}, which the card "
-                        f"does not define; {suggest(name, tuple(tables))}"
-                    )
+            check_field(field, tables)
 
     def to_json(self) -> str:
         """Returns the text of `dataset.json`."""
         tree = dataclasses.asdict(self)
-        kinds = {cls: kind for kind, cls in _KINDS.items()}
-        tree["fields"] = [
-            {"kind": kinds[type(field)], **dataclasses.asdict(field)}
-            for field in self.fields
-        ]
-        for entry in tree["fields"]:
-            # Left out where unused, so that a folder keeps the fingerprint it had
-            # before fields could have weights.
-            if not entry.get("weights"):
-                entry.pop("weights", None)
+        tree["fields"] = [_entry(field, _KINDS) for field in self.fields]
         return json.dumps(tree, indent=1) + "\n"
 
-    def save(self, folder: str | pathlib.Path) -> None:
+    def save(self, folder: str | os.PathLike[str] | Location) -> None:
         """Writes `dataset.json` into the folder."""
-        (pathlib.Path(folder) / FILE_NAME).write_text(self.to_json())
+        (storage.locate(folder) / FILE_NAME).write_text(self.to_json())
 
 
-def load(folder: str | pathlib.Path) -> Card:
-    """Reads the card of a dataset folder.
+def load(folder: str | os.PathLike[str] | Location) -> Card:
+    """Reads the card of a dataset folder, local or on an object store.
 
     Raises:
-        DataError: no card there, or one that cannot be understood.
+        DataError: no card there, one that cannot be understood, or no access.
     """
-    path = pathlib.Path(folder) / FILE_NAME
+    place = storage.locate(folder)
+    path = place / FILE_NAME
     if not path.is_file():
         raise DataError(
-            f"{folder} is not a dataset folder: {FILE_NAME} is missing; make one with "
+            f"{place} is not a dataset folder: {FILE_NAME} is missing; make one with "
             "python -m data_pipelines.tabular or another pipeline"
         )
+    text = path.read_text()
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(text)
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
     return from_dict(tree, where=str(path))
@@ -257,20 +178,10 @@ def from_dict(tree: Any, *, where: str) -> Card:
         _build(Table, entry, f"{where}: tables[{i}]")
         for i, entry in enumerate(_list(tree.get("tables"), f"{where}: tables"))
     )
-    fields = []
-    for i, entry in enumerate(_list(tree.get("fields"), f"{where}: fields")):
-        at = f"{where}: fields[{i}]"
-        entry = dict(_mapping(entry, at))
-        kind = entry.pop("kind", None)
-        if kind not in _KINDS:
-            raise DataError(f"{at}: kind {kind!r} is unknown; known: {tuple(_KINDS)}")
-        if kind == "sequence":
-            entry["columns"] = tuple(
-                _build(SequenceColumn, column, f"{at}.columns[{j}]")
-                for j, column in enumerate(_list(entry.get("columns"), at))
-            )
-        fields.append(_build(_KINDS[kind], entry, at))
-    tree["fields"] = tuple(fields)
+    tree["fields"] = tuple(
+        _field(entry, f"{where}: fields[{i}]")
+        for i, entry in enumerate(_list(tree.get("fields"), f"{where}: fields"))
+    )
     tree["labels"] = tuple(
         _build(Label, entry, f"{where}: labels[{i}]")
         for i, entry in enumerate(_list(tree.get("labels"), f"{where}: labels"))
@@ -293,21 +204,33 @@ def _with_tuple(entry: Any, key: str) -> Any:
     return entry
 
 
-def _check_weights(field: CategoricalField) -> None:
-    """Raises where there is nothing that the weights of a field could weigh."""
-    if not field.weights:
-        return
-    found = f"field {field.name!r} names weights {field.weights!r}"
-    if field.max_length < 1:
-        raise DataError(
-            f"{found}, but has one id per example (max_length = {field.max_length}); "
-            "weights belong to a list: set max_length, or leave weights away"
+def _field(entry: Any, where: str) -> Field:
+    """Builds a field from its JSON object."""
+    entry = dict(_mapping(entry, where))
+    if "columns" in entry:
+        entry["columns"] = tuple(
+            _build(SequenceColumn, column, f"{where}.columns[{j}]")
+            for j, column in enumerate(_list(entry["columns"], where))
         )
-    if field.combiner == "none":
-        raise DataError(
-            f"{found}, but combiner 'none' combines nothing; use 'sum' or 'mean', or "
-            "leave weights away"
+    if "transforms" in entry:
+        entry["transforms"] = tuple(
+            _build_kind(_TRANSFORMS, step, f"{where}.transforms[{j}]")
+            for j, step in enumerate(_list(entry["transforms"], where))
         )
+    return _build_kind(_KINDS, _with_tuple(entry, "boundaries"), where)
+
+
+def _entry(part: Field | Transform, kinds: dict[str, type]) -> dict[str, Any]:
+    """Returns the JSON object of a field or of a step, which starts with its kind."""
+    (kind,) = (name for name, cls in kinds.items() if cls is type(part))
+    entry = {"kind": kind, **dataclasses.asdict(part)}
+    if isinstance(part, NumericField):
+        entry["transforms"] = tuple(_entry(t, _TRANSFORMS) for t in part.transforms)
+    for keyed in (entry, *entry.get("columns", ())):
+        for key, unused in _OPTIONAL.items():
+            if keyed.get(key) == unused:
+                keyed.pop(key, None)
+    return entry
 
 
 def _unique(what: str, names: list[str], card: str) -> None:
@@ -328,6 +251,15 @@ def _list(value: Any, where: str) -> list[Any]:
     return value
 
 
+def _build_kind(kinds: dict[str, type], entry: Any, where: str) -> Any:
+    """Calls the dataclass that the key "kind" of a JSON object names."""
+    entry = dict(_mapping(entry, where))
+    kind = entry.pop("kind", None)
+    if kind not in tuple(kinds):  # any JSON value
+        raise DataError(f"{where}: kind {kind!r} is unknown; known: {tuple(kinds)}")
+    return _build(kinds[kind], entry, where)
+
+
 def _build(cls: type, entry: Any, where: str) -> Any:
     """Calls a flat dataclass with a JSON object after checking keys and types."""
     entry = _mapping(entry, where)
@@ -338,10 +270,9 @@ def _build(cls: type, entry: Any, where: str) -> Any:
                 f"{where}: unknown key {key!r}; {suggest(key, tuple(known))}"
             )
         expected = known[key].type
-        if expected in (str, int) and type(value) is not expected:
-            raise DataError(
-                f"{where}: {key} must be {expected.__name__}, found {value!r:.80}"  # type: ignore
-            )
+        if not _fits(value, expected):
+            name = getattr(expected, "__name__", expected)
+            raise DataError(f"{where}: {key} must be {name}, found {value!r:.80}")
     missing = [
         name
         for name, field in known.items()
@@ -352,3 +283,14 @@ def _build(cls: type, entry: Any, where: str) -> Any:
     if missing:
         raise DataError(f"{where}: key {missing[0]!r} is missing")
     return cls(**entry)
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether a JSON value has the annotated type; an integer is a float too."""
+    if isinstance(expected, types.UnionType):
+        return any(_fits(value, kind) for kind in get_args(expected))
+    if expected == tuple[float, ...]:
+        return type(value) is tuple and all(_fits(x, float) for x in value)
+    if expected is float:
+        return type(value) in (int, float)
+    return expected not in (str, int, types.NoneType) or type(value) is expected

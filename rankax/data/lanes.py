@@ -1,124 +1,26 @@
-"""The order of examples: fixed virtual lanes, and an exact position in them.
+"""Batches of one process: row groups are loaded by threads and handed out by lane.
 
-A split's row groups are dealt to L lanes by a pure function of (row counts, seed,
-epoch, L). A global batch of B examples is the next B / L rows of every lane, in lane
-order. L belongs to the data order and not to the machine: P processes read L / P
-adjacent lanes each, so their batches side by side are the one-process batch, for any
-P that divides L and any number of threads.
-
-Hence the position is a few numbers, the same on every process: the epoch, and how
-many rows of each lane are used up.
+`rankax.data.order` says which rows come when; here they are read, packed and joined.
+Memory holds the row groups that the process's lanes are in, and a few that are loaded
+ahead: at most L / P + threads + 1, however large the data set is.
 """
 
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Container, Generator
 import dataclasses
-import heapq
+import sys
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from rankax.config.base import ConfigError
-from rankax.data import packing
+from rankax.data import blocks, order, packing
+from rankax.data.blocks import Arrays
 from rankax.data.card import DataError
+from rankax.data.order import Position
 from rankax.data.schema import Schema
 from rankax.data.source import SplitSource
-
-FORMAT = 1
-
-Arrays = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """A place between two batches; JSON values only.
-
-    Attributes:
-        epoch: epochs completed.
-        rows_per_lane: rows of every lane used up in this epoch. Counted in rows and
-            not in batches, so that another batch size can go on from here.
-        lanes: L.
-        fingerprint: of the files, the seed and the shuffling.
-        format: version of this record.
-    """
-
-    epoch: int
-    rows_per_lane: int
-    lanes: int
-    fingerprint: str
-    format: int = FORMAT
-
-    def to_dict(self) -> dict[str, int | str]:
-        """Returns the record as a checkpoint keeps it."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> "Position":
-        """Reads a record of `to_dict`.
-
-        Raises:
-            DataError: other keys, other types, negative numbers, another format.
-        """
-        expected = {field.name: field.type for field in dataclasses.fields(cls)}
-        wrong = [
-            name
-            for name in expected.keys() | tree.keys()
-            if type(tree.get(name)) is not expected.get(name)
-            or (expected[name] is int and tree[name] < 0)
-        ]
-        if wrong or tree["format"] != FORMAT:
-            raise DataError(
-                f"input position {dict(tree)!r:.200} cannot be used: expected format "
-                f"{FORMAT} with exactly the keys {sorted(expected)}; it is damaged or "
-                "of another version, restore another checkpoint"
-            )
-        return cls(**tree)
-
-
-class Unit(NamedTuple):
-    """Rows [start, stop) of a row group, after its shuffling."""
-
-    group: int
-    start: int
-    stop: int
-
-
-def lane_plan(
-    rows_per_group: Sequence[int] | np.ndarray,
-    *,
-    lanes: int,
-    seed: int,
-    epoch: int,
-    shuffle: bool,
-) -> list[list[Unit]]:
-    """Deals row groups to lanes: every row once, lanes equal to within one row.
-
-    Each group goes to the lane that has the fewest rows so far. Where it would exceed
-    the lane's share the rest goes on to the next lane, which happens only near the
-    ends of the lanes.
-
-    Returns:
-        Units of each lane in order.
-    """
-    order = np.arange(len(rows_per_group))
-    if shuffle:
-        order = np.random.default_rng([seed, epoch, 0]).permutation(order)
-    num_rows = int(np.sum(rows_per_group))
-    share = [num_rows // lanes + (lane < num_rows % lanes) for lane in range(lanes)]
-    plan: list[list[Unit]] = [[] for _ in range(lanes)]
-    fewest = [(0, lane) for lane in range(lanes) if share[lane]]  # is a heap already
-    for group in order.tolist():
-        start, rows = 0, int(rows_per_group[group])
-        while start < rows:
-            have, lane = heapq.heappop(fewest)
-            stop = min(rows, start + share[lane] - have)
-            plan[lane].append(Unit(group, start, stop))
-            have += stop - start
-            start = stop
-            if have < share[lane]:
-                heapq.heappush(fewest, (have, lane))
-    return plan
 
 
 def num_batches_per_epoch(source: SplitSource, *, batch_size: int, lanes: int) -> int:
@@ -128,16 +30,18 @@ def num_batches_per_epoch(source: SplitSource, *, batch_size: int, lanes: int) -
 
 
 def start_position(
-    source: SplitSource, *, lanes: int, seed: int, shuffle: bool
+    source: SplitSource, *, lanes: int, seed: int, shuffle: bool, time_window: int = 0
 ) -> Position:
     """Returns the position before the first batch."""
     # Readable on purpose: a refused position shows what differs.
-    order = f"shuffle-{seed}" if shuffle else "in-order"
+    name = f"shuffle-{seed}" if shuffle else "in-order"
+    if time_window:
+        name += f"-window-{time_window}"
     return Position(
         epoch=0,
         rows_per_lane=0,
         lanes=lanes,
-        fingerprint=f"{source.fingerprint}/{order}",
+        fingerprint=f"{source.fingerprint}/{name}",
     )
 
 
@@ -150,6 +54,7 @@ def read_batches(
     seed: int,
     shuffle: bool,
     num_epochs: int | None,
+    time_window: int = 0,
     position: Position | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
@@ -172,6 +77,8 @@ def read_batches(
         shuffle: deal row groups and permute their rows anew in every epoch. Rows mix
             over the L row groups that are in use at a time.
         num_epochs: stop after this many; None = never.
+        time_window: width of the windows of the card's time column that come one after
+            the other (`order.time_windows`), with shuffling inside each; 0 = none.
         position: where to go on; None = at the start.
         shard_index: p, this process.
         shard_count: P, divides L.
@@ -195,21 +102,28 @@ def read_batches(
         shard_index=shard_index,
         shard_count=shard_count,
     )
-    start = start_position(source, lanes=lanes, seed=seed, shuffle=shuffle)
+    start = start_position(
+        source, lanes=lanes, seed=seed, shuffle=shuffle, time_window=time_window
+    )
     if position is not None:
         _check_position(position, start, source)
         start = position
+    windows = order.one_window(source.rows_per_group)
+    if time_window:
+        windows = order.time_windows(source, schema.card.time, time_window)
     share = lanes // shard_count
-    order = _Order(
+    reading = _Reading(
         source=source,
+        windows=windows,
         schema=schema,
         seed=seed,
         shuffle=shuffle,
         lanes=lanes,
         own_lanes=range(shard_index * share, (shard_index + 1) * share),
         num_threads=num_threads,
+        buffers=blocks.Buffers(),
     )
-    batches: Any = _LaneDataset(order, start, batch_size // lanes, num_epochs)
+    batches: Any = _LaneDataset(reading, start, batch_size // lanes, num_epochs)
     batches = batches.map(lambda element: (map_batch(element[0]), element[1]))
     batches = grain.experimental.ThreadPrefetchIterDataset(
         batches, prefetch_buffer_size=prefetch_batches
@@ -264,8 +178,8 @@ def _check_position(position: Position, start: Position, source: SplitSource) ->
         raise DataError(
             f"{source.name}: the position to go on from belongs to the order "
             f"{position.fingerprint!r}, the run has {start.fingerprint!r} (files / "
-            "shuffling and seed); restore the data set, data.shuffle and train.seed of "
-            "that run, or start a new run"
+            "shuffling, seed, windows); restore the data set, data.shuffle, "
+            "data.time_window and train.seed of that run, or start a new run"
         )
     longest_lane = -(-int(source.rows_per_group.sum()) // start.lanes)
     if position.rows_per_lane >= longest_lane:
@@ -280,79 +194,64 @@ def _check_position(position: Position, start: Position, source: SplitSource) ->
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Order:
+class _Reading:
     """What the batches depend on, apart from the position."""
 
     source: SplitSource
+    windows: list[order.Window]
     schema: Schema
     seed: int
     shuffle: bool
     lanes: int
     own_lanes: range
     num_threads: int
+    buffers: blocks.Buffers
 
 
 class _Piece(NamedTuple):
-    """A unit in its lane: rows from `first_row` of the lane on."""
+    """Rows [start, stop) of a row group, in a lane from its row `first_row` on."""
 
-    lane: int
-    first_row: int
+    group: int
     start: int
     stop: int
-
-
-class _Block(NamedTuple):
-    """The arrays of a piece."""
-
-    lane: int
     first_row: int
-    arrays: Arrays
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.arrays["weight"])
+    end_row: int
 
 
 class _Epoch:
     """The rest of one epoch from a row on: loads row groups, hands out lane rows."""
 
-    def __init__(self, order: _Order, epoch: int, row: int):
-        self._order = order
+    def __init__(self, reading: _Reading, epoch: int, row: int):
+        self._reading = reading
         self._epoch = epoch
-        plan = lane_plan(
-            order.source.rows_per_group,
-            lanes=order.lanes,
-            seed=order.seed,
+        plan = order.lane_plan(
+            reading.windows,
+            lanes=reading.lanes,
+            seed=reading.seed,
             epoch=epoch,
-            shuffle=order.shuffle,
+            shuffle=reading.shuffle,
         )
-        self.num_rows = [sum(u.stop - u.start for u in units) for units in plan]
-        self._blocks: dict[int, deque[_Block]] = {
-            lane: deque() for lane in order.own_lanes
-        }
-        # A row group is decoded once, for all the lanes of this process that share it.
-        pieces: dict[int, list[_Piece]] = {}
-        for lane in order.own_lanes:
-            end = 0
-            for unit in plan[lane]:
-                first_row, end = end, end + unit.stop - unit.start
-                # A lane's last piece is kept even when used up: padding repeats it.
-                if end > row or end == self.num_rows[lane]:
-                    piece = _Piece(lane, first_row, unit.start, unit.stop)
-                    pieces.setdefault(unit.group, []).append(piece)
+        self.num_rows = [sum(unit.num_rows for unit in units) for units in plan]
+        self._pieces = {lane: _pieces(plan[lane], row) for lane in reading.own_lanes}
+        self._blocks: dict[int, blocks.Block] = {}  # by row group, while in use
+        self._used: list[int] = []  # row groups of pieces that are used up
+        self._uses = Counter(p.group for own in self._pieces.values() for p in own)
         # Earliest need first: then the next group is always one that a lane waits for.
-        loads = sorted(
-            pieces.items(), key=lambda item: min((p.first_row, p.lane) for p in item[1])
+        # Each is decoded once, for all the lanes of this process that share it.
+        need = sorted(
+            (p.first_row, k, p) for k, own in self._pieces.items() for p in own
         )
-        self._num_waiting = len(loads)
-        # Groups of one size run out in all lanes together: the next ones must be ready
-        # by then, or every lane waits for all of them.
+        groups = list(dict.fromkeys(piece.group for *_, piece in need))
+        self._num_waiting = len(groups)
+        self._loaded_until = row  # of the lane that has the least
+        self._shortest = min(self.num_rows[lane] for lane in reading.own_lanes)
+        self._segments = _segments(reading.windows, self._uses.keys())
         options = grain.ReadOptions(
-            num_threads=order.num_threads,
-            prefetch_buffer_size=max(len(order.own_lanes), order.num_threads + 1),
+            num_threads=reading.num_threads,
+            prefetch_buffer_size=reading.num_threads + 1,
         )
         self._loads = iter(
-            grain.MapDataset.source(loads).map(self._load).to_iter_dataset(options)
+            grain.MapDataset.source(groups).map(self._load).to_iter_dataset(options)
         )
 
     @property
@@ -364,72 +263,91 @@ class _Epoch:
 
     def close(self) -> None:
         self._loads.close()
+        for block in self._blocks.values():
+            self._reading.buffers.give_back(block)
+        self._blocks.clear()
 
     def batch(self, row: int, rows: int) -> Arrays:
         """Returns `rows` rows of each own lane from `row` on, in lane order."""
-        own = self._order.own_lanes
-        while any(self._lacks(lane, row + rows) for lane in own):
-            for block in next(self._loads):
-                self._blocks[block.lane].append(block)
+        own = self._pieces.keys()
+        while self._loaded_until < row + rows and self._num_waiting:
+            group, block = next(self._loads)
+            self._blocks[group] = block
             self._num_waiting -= 1
-        parts = [part for lane in own for part in self._take(lane, row, rows)]
-        batch = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
-        weight = batch["weight"].reshape(len(own), rows)
-        for i, lane in enumerate(own):
-            weight[i, max(self.num_rows[lane] - row, 0) :] = 0
+            self._loaded_until = min(self._first_missing(lane) for lane in own)
+        batch = blocks.join([part for k in own for part in self._take(k, row, rows)])
+        self._release_used()
+        if row + rows > self._shortest:
+            weight = batch["weight"].reshape(len(own), rows)
+            for i, lane in enumerate(own):
+                weight[i, max(self.num_rows[lane] - row, 0) :] = 0
         return batch
 
-    def _load(self, load: tuple[int, list[_Piece]]) -> list[_Block]:
-        """Reads and packs a row group and cuts it for its lanes, in a loader thread."""
-        group, pieces = load
-        order = self._order
-        arrays = packing.pack(
-            order.source.read(group),
-            order.schema,
-            where=f"{order.source.name} row group {group}",
+    def _load(self, group: int) -> tuple[int, blocks.Block]:
+        """Reads and packs a row group, in a loader thread."""
+        reading, rows = self._reading, None
+        if reading.shuffle:
+            rng = np.random.default_rng([reading.seed, self._epoch, 1, group])
+            rows = order.shuffled_rows(self._segments[group], rng)
+        table = reading.source.read(group)
+        where = reading.source.where(group)
+        block = packing.encode(
+            table, reading.schema, where=where, order=rows, buffers=reading.buffers
         )
-        shuffled = None
-        if order.shuffle:
-            rng = np.random.default_rng([order.seed, self._epoch, 1, group])
-            shuffled = rng.permutation(len(arrays["weight"]))
-        blocks = []
-        for lane, first_row, start, stop in pieces:
-            if shuffled is None:
-                rows = {key: array[start:stop] for key, array in arrays.items()}
-            else:  # np.take copies whole rows, 2-3 times as fast as array[index]
-                index = shuffled[start:stop]
-                rows = {key: array.take(index, axis=0) for key, array in arrays.items()}
-            blocks.append(_Block(lane, first_row, rows))
-        return blocks
+        return group, block
 
-    def _lacks(self, lane: int, stop: int) -> bool:
-        """Tells whether a lane has not loaded all its rows before `stop`."""
-        blocks = self._blocks[lane]
-        if not blocks:
-            return True
-        loaded = blocks[-1].first_row + blocks[-1].num_rows
-        return loaded < min(stop, self.num_rows[lane])
+    def _first_missing(self, lane: int) -> int:
+        """Returns the first row of a lane whose row group is not loaded."""
+        missing = (p for p in self._pieces[lane] if p.group not in self._blocks)
+        piece = next(missing, None)
+        return sys.maxsize if piece is None else piece.first_row
 
-    def _take(self, lane: int, row: int, rows: int) -> list[Arrays]:
-        """Returns rows [row, row + rows) of a lane in parts, padded at the lane's end.
+    def _take(self, lane: int, row: int, rows: int) -> list[blocks.Part]:
+        """Returns rows [row, row + rows) of a lane in parts; uses up pieces.
 
-        Padding goes round in the lane's last block, so it depends on the lane alone.
+        Padding goes round in the lane's last piece, so it depends on the lane alone.
         """
-        blocks, stop, parts = self._blocks[lane], row + rows, []
-        while len(blocks) > 1 and blocks[0].first_row + blocks[0].num_rows <= row:
-            blocks.popleft()
-        for block in blocks:
-            low = max(row - block.first_row, 0)
-            high = min(stop - block.first_row, block.num_rows)
-            if low < high:
-                parts.append({k: a[low:high] for k, a in block.arrays.items()})
-        end = self.num_rows[lane]
-        if stop > end:
-            last = blocks[-1]
-            index = np.arange(max(row, end), stop) - last.first_row
-            index %= last.num_rows
-            parts.append({k: a[index] for k, a in last.arrays.items()})
+        pieces, parts = self._pieces[lane], []
+        while rows:
+            while len(pieces) > 1 and pieces[0].end_row <= row:
+                self._used.append(pieces.popleft().group)
+            piece = pieces[0]
+            place = (row - piece.first_row) % (piece.stop - piece.start)
+            start = piece.start + place
+            stop = min(start + rows, piece.stop)
+            parts.append(blocks.Part(self._blocks[piece.group], start, stop))
+            row, rows = row + stop - start, rows - (stop - start)
         return parts
+
+    def _release_used(self) -> None:
+        """Lets go of row groups whose last piece is used, once nobody reads them."""
+        for group in self._used:
+            self._uses[group] -= 1
+            if not self._uses[group]:
+                self._reading.buffers.give_back(self._blocks.pop(group))
+        self._used.clear()
+
+
+def _pieces(units: list[order.Unit], row: int) -> deque[_Piece]:
+    """Lists a lane's units from a row on, and its last one: padding repeats that."""
+    pieces, end = deque(), 0
+    for i, unit in enumerate(units):
+        first_row, end = end, end + unit.num_rows
+        if end > row or i == len(units) - 1:
+            pieces.append(_Piece(*unit, first_row, end))
+    return pieces
+
+
+def _segments(
+    windows: list[order.Window], groups: Container[int]
+) -> dict[int, list[order.Unit]]:
+    """Returns for each of some row groups its parts that are in different windows."""
+    segments: dict[int, list[order.Unit]] = {}
+    for window in windows:
+        for unit in window:
+            if unit.group in groups:
+                segments.setdefault(unit.group, []).append(unit)
+    return segments
 
 
 # ---------------------------------------------------------------- all epochs, for Grain
@@ -439,10 +357,10 @@ class _LaneDataset(grain.IterDataset):
     """Elements (arrays of a batch, position after it)."""
 
     def __init__(
-        self, order: _Order, start: Position, rows: int, num_epochs: int | None
+        self, reading: _Reading, start: Position, rows: int, num_epochs: int | None
     ):
         super().__init__()
-        self._arguments = (order, start, rows, num_epochs)
+        self._arguments = (reading, start, rows, num_epochs)
 
     def __iter__(self) -> "_LaneIterator":
         return _LaneIterator(*self._arguments)
@@ -452,10 +370,10 @@ class _LaneIterator(grain.DatasetIterator):
     """Goes through the epochs; the next one starts loading when one is all loaded."""
 
     def __init__(
-        self, order: _Order, start: Position, rows: int, num_epochs: int | None
+        self, reading: _Reading, start: Position, rows: int, num_epochs: int | None
     ):
         super().__init__()
-        self._order = order
+        self._reading = reading
         self._position = start
         self._rows = rows  # of each lane in a batch
         self._num_epochs = num_epochs
@@ -495,7 +413,7 @@ class _LaneIterator(grain.DatasetIterator):
 
     def _open(self, epoch: int, row: int) -> _Epoch:
         if epoch not in self._epochs:
-            self._epochs[epoch] = _Epoch(self._order, epoch, row)
+            self._epochs[epoch] = _Epoch(self._reading, epoch, row)
         return self._epochs[epoch]
 
     def _close_epochs(self) -> None:

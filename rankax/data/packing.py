@@ -4,19 +4,17 @@ Ids become table rows here (`rankax.data.transforms`), and here every value is c
 what passes is finite, in range, and of the shape that the card promises.
 """
 
-from collections.abc import Callable
-import dataclasses
-
 import numpy as np
 import pyarrow as pa
 
-from rankax.config.base import suggest
-from rankax.data import transforms
-from rankax.data.card import DataError, Slice
+from rankax.data import blocks, transforms
+from rankax.data.card import Slice
+from rankax.data.columns import Columns
+from rankax.data.errors import DataError
+from rankax.data.fields import VectorField
 from rankax.data.schema import IdSlot, Schema
 
 PADDING = -1
-ROWS_AT_A_TIME = 2048  # 40 columns of them stay in a core's second cache
 
 
 def needed_columns(schema: Schema) -> tuple[str, ...]:
@@ -32,83 +30,139 @@ def needed_columns(schema: Schema) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def pack(table: pa.Table, schema: Schema, *, where: str) -> dict[str, np.ndarray]:
-    """Packs the columns of n examples.
+def pack(table: pa.Table, schema: Schema, *, where: str) -> blocks.Arrays:
+    """Packs the columns of n examples as one batch; see `encode`."""
+    block = encode(table, schema, where=where)
+    return blocks.join([blocks.Part(block, 0, block.num_rows)])
+
+
+def encode(
+    table: pa.Table,
+    schema: Schema,
+    *,
+    where: str,
+    order: np.ndarray | None = None,
+    buffers: blocks.Buffers | None = None,
+) -> blocks.Block:
+    """Checks n examples and keeps them in the form that batches are made of.
 
     Args:
         table: at least the columns of `needed_columns`.
         schema: fields and tasks in use.
         where: opens every error message, for example "frappe/train row group 3".
+        order: [n]; example i of the block is row order[i] of the table; None = as
+            given.
+        buffers: where the block's memory comes from.
 
     Returns:
-        The arrays listed in `rankax.data.schema`; `weight` is 1 where the card names
-        no weight column.
+        A block whose batches have the arrays listed in `rankax.data.schema`; `weight`
+        is 1 where the card names no weight column.
 
     Raises:
         DataError: a missing column, a wrong type or shape, a missing, non-finite or
             out-of-range value.
     """
-    columns = _Columns(table, where)
+    columns = Columns(table, where)
     card, n = schema.card, table.num_rows
-    ids, lengths = [], np.zeros((n, schema.num_bags), np.int32)
-    bag_weights = []
-    first_of_bag: dict[int, tuple[str, np.ndarray]] = {}
+    lines: list[blocks.Line] = []
+    wide: list[blocks.Wide] = []
+    lists: list[blocks.Lists] = []
+    bags: dict[int, tuple[str, np.ndarray]] = {}  # first column, offsets [n + 1]
+
+    def add(array: str, values: np.ndarray, place: int = 0) -> None:
+        lines.append(blocks.Line(array, place, values))
+
     for slot in schema.slots:
         if slot.bag < 0:
-            values = columns.integers(slot.column, "one integer id per example")
-            ids.append(_rows(values, slot, schema, where))
+            values = columns.ids(slot, schema.tables[slot.table])
+            add("ids", _rows(values, slot, schema, where), slot.start)
             continue
-        values, offsets = columns.lists(slot.column)
-        first = first_of_bag.setdefault(slot.bag, (slot.column, offsets))
+        values, offsets = columns.lists(slot, schema.tables[slot.table])
+        first = bags.setdefault(slot.bag, (slot.column, offsets))
         _check_aligned(slot, first, (slot.column, offsets), where)
-        kept = np.minimum(np.diff(offsets), slot.width)  # the latest L of each list
-        start = offsets[1:] - kept
-        rows = _windows(_rows(values, slot, schema, where), start, slot.width)
-        # PADDING has all bits set, so "or" writes it and leaves valid rows alone.
-        rows |= _padding_bits(slot.width)[kept]
-        ids.append(rows)
-        lengths[:, slot.bag] = kept
+        rows = blocks.windows(_rows(values, slot, schema, where), slot.width)
+        lists.append(blocks.Lists("ids", slot.start, slot.bag, rows, PADDING))
         if slot.weights:
             values, offsets = columns.weights(slot)
             _check_aligned(slot, first, (slot.weights, offsets), where)
-            weights = _windows(values, start, slot.width)
-            weights[rows == PADDING] = 0
-            bag_weights.append(weights)
-    numeric = [columns.floats(field.column or field.name) for field in schema.numeric]
-    labels = [columns.binary(label.column or label.name) for label in schema.labels]
-    arrays = {
-        "ids": _side_by_side(ids, n, np.int32),
-        "lengths": lengths,
-        "numeric": _side_by_side(numeric, n, np.float32),
-        "labels": _side_by_side(labels, n, np.float32),
-        "weight": np.ones(n, np.float32),
-    }
-    if bag_weights:
-        arrays["bag_weights"] = _side_by_side(bag_weights, n, np.float32)
-    if schema.has_true_probability:
-        probabilities = [
-            columns.floats(label.true_probability, minimum=0, maximum=1)
-            for label in schema.labels
-        ]
-        arrays["true_probability"] = _side_by_side(probabilities, n, np.float32)
+            weights = blocks.windows(values, slot.width)
+            start = slot.weights_start
+            lists.append(blocks.Lists("bag_weights", start, slot.bag, weights, 0))
+    start = 0
+    for field in schema.numeric:
+        if isinstance(field, VectorField):
+            wide.append(blocks.Wide("numeric", start, columns.vectors(field)))
+            start += field.width
+        else:
+            add("numeric", columns.numeric(field), start)
+            start += 1
+    for i, label in enumerate(schema.labels):
+        add("labels", columns.binary(label.column or label.name), i)
     if card.weight:
-        arrays["weight"] = columns.floats(card.weight, minimum=0)
+        add("weight", columns.floats(card.weight, minimum=0))
+    else:
+        add("weight", np.ones(n, np.float32))
+    if schema.has_true_probability:
+        for i, label in enumerate(schema.labels):
+            values = columns.floats(label.true_probability, minimum=0, maximum=1)
+            add("true_probability", values, i)
     if card.group:
-        group = columns.integers(card.group, "an integer group (user) per example")
-        arrays["group"] = group.astype(np.int64)
+        add("group", columns.groups(card.group))
     if card.time:
-        arrays["time"] = columns.times(card.time)
+        add("time", columns.times(card.time))
     if card.domain:
-        arrays["domain"] = columns.small_integers(
-            card.domain, "an integer domain per example"
-        )
-    if schema.slices:
-        values = [_slice_values(entry, columns) for entry in schema.slices]
-        arrays["slices"] = np.stack(values, axis=1)
-    return arrays
+        expected = "an integer domain per example"
+        add("domain", columns.small_integers(card.domain, expected))
+    for i, entry in enumerate(schema.slices):
+        add("slices", _slice_values(entry, columns), i)
+    return blocks.make(
+        n,
+        form=_form(schema),
+        lines=lines,
+        wide=wide,
+        lists=lists,
+        bags=_kept(schema, bags),
+        order=order,
+        buffers=buffers,
+    )
 
 
-def _slice_values(entry: Slice, columns: "_Columns") -> np.ndarray:
+def _form(schema: Schema) -> dict[str, blocks.Array]:
+    """Returns the arrays of `rankax.data.schema` that a batch has, but "lengths"."""
+    card, tasks = schema.card, len(schema.labels)
+    arrays = {
+        "ids": (np.int32, schema.num_id_columns, True),
+        "bag_weights": (np.float32, schema.num_bag_weights, schema.num_bag_weights),
+        "numeric": (np.float32, schema.num_numeric, True),
+        "labels": (np.float32, tasks, True),
+        "weight": (np.float32, None, True),
+        "group": (np.int64, None, card.group),
+        "time": (np.int64, None, card.time),
+        "domain": (np.int32, None, card.domain),
+        "slices": (np.int32, len(schema.slices), schema.slices),
+        "true_probability": (np.float32, tasks, schema.has_true_probability),
+    }
+    return {
+        name: blocks.Array(dtype, width)
+        for name, (dtype, width, is_there) in arrays.items()
+        if is_there
+    }
+
+
+def _kept(
+    schema: Schema, bags: dict[int, tuple[str, np.ndarray]]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns of each bag where the latest L of each list start, and their number."""
+    width = {slot.bag: slot.width for slot in schema.slots if slot.bag >= 0}
+    kept = []
+    for bag in range(schema.num_bags):
+        offsets = bags[bag][1]
+        length = np.minimum(np.diff(offsets), width[bag])
+        kept.append((offsets[1:] - length, length.astype(np.int32)))
+    return kept
+
+
+def _slice_values(entry: Slice, columns: Columns) -> np.ndarray:
     """Returns the integers [n] int32 of a slice column; named ones must have a name."""
     column = entry.column or entry.name
     values = columns.small_integers(column, "an integer per example to slice by")
@@ -139,33 +193,6 @@ def _rows(values: np.ndarray, slot: IdSlot, schema: Schema, where: str) -> np.nd
     )
 
 
-def _windows(values: np.ndarray, start: np.ndarray, width: int) -> np.ndarray:
-    """Returns [n, L], the L values from each start [n] on; zeros follow the last."""
-    tailed = np.concatenate([values, np.zeros(width, values.dtype)])
-    return np.lib.stride_tricks.sliding_window_view(tailed, width)[start]
-
-
-def _padding_bits(width: int) -> np.ndarray:
-    """Returns by length [L + 1, L] int32: `PADDING` from that place on, 0 before."""
-    is_padding = np.arange(width)[None, :] >= np.arange(width + 1)[:, None]
-    return np.where(is_padding, PADDING, 0).astype(np.int32)
-
-
-def _side_by_side(columns: list[np.ndarray], n: int, dtype: type) -> np.ndarray:
-    """Joins columns [n] and [n, L] to one row-major array, some rows at a time.
-
-    Whole columns at once would touch every cache line of the result once a column.
-    """
-    columns = [column[:, None] if column.ndim == 1 else column for column in columns]
-    joined = np.empty((n, sum(column.shape[1] for column in columns)), dtype)
-    if not columns:
-        return joined
-    for low in range(0, n, ROWS_AT_A_TIME):
-        rows = slice(low, low + ROWS_AT_A_TIME)
-        np.concatenate([column[rows] for column in columns], axis=1, out=joined[rows])
-    return joined
-
-
 def _check_aligned(
     slot: IdSlot,
     first: tuple[str, np.ndarray],
@@ -190,161 +217,4 @@ def _check_aligned(
             f"{bad.size} rows; first in row {row}: {first[0]!r} has {expected[row]} "
             f"{entry}s, {other[0]!r} has {found[row]}; all columns of a {kind} "
             f"describe the same {entry}s, write one value per {entry}"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Columns:
-    """Checked access to the columns of one table."""
-
-    table: pa.Table
-    where: str
-
-    def integers(self, name: str, expected: str) -> np.ndarray:
-        """Returns [n] integers of the column's own width."""
-        column = self._column(name)
-        if not pa.types.is_integer(column.type):
-            raise self._wrong_type(name, column.type, expected)
-        return column.to_numpy(zero_copy_only=True)
-
-    def small_integers(self, name: str, expected: str) -> np.ndarray:
-        """Returns [n] int32."""
-        values = self.integers(name, expected)
-        bad = (values < -(2**31)) | (values >= 2**31)
-        self.check(name, values, bad, "within 32 bits", "number them from 0")
-        return values.astype(np.int32)
-
-    def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns all ids [v] of a list column and its offsets [n + 1] from 0."""
-        expected = "a list of integer ids per example"
-        return self._ragged(name, expected, pa.types.is_integer)
-
-    def weights(self, slot: IdSlot) -> tuple[np.ndarray, np.ndarray]:
-        """Returns all weights [v] float32 of a list and their offsets [n + 1]."""
-        values, offsets = self._ragged(
-            slot.weights,
-            f"a list of weights per example, a number per id of {slot.column!r}",
-            lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind),
-        )
-        with np.errstate(over="ignore"):  # the check names what overflows
-            values = values.astype(np.float32)
-        bad, expected = ~np.isfinite(values), "finite weights"
-        if slot.combiner == "mean":
-            bad |= values < 0
-            expected += " >= 0, as a mean needs them"
-        advice = "correct them when the data set is made"
-        self.check(slot.weights, values, bad, expected, advice, offsets=offsets)
-        return values, offsets
-
-    def floats(
-        self, name: str, *, minimum: float = -np.inf, maximum: float = np.inf
-    ) -> np.ndarray:
-        """Returns [n] finite float32 in a range."""
-        values = self._numbers(name)
-        bad = ~np.isfinite(values) | (values < minimum) | (values > maximum)
-        expected = "finite numbers"
-        if minimum == 0:
-            expected += " >= 0" if maximum == np.inf else f" in [0, {maximum}]"
-        advice = "fill or drop them when the data set is made"
-        self.check(name, values, bad, expected, advice)
-        return values
-
-    def binary(self, name: str) -> np.ndarray:
-        """Returns [n] labels, float32 0 or 1."""
-        values = self._numbers(name)
-        bad = (values != 0) & (values != 1)
-        advice = "make a 0/1 column (for example rating >= 4) or name another label"
-        self.check(name, values, bad, "labels 0 or 1", advice)
-        return values
-
-    def times(self, name: str) -> np.ndarray:
-        """Returns [n] int64; timestamps and dates become microseconds since 1970."""
-        column = self._column(name)
-        if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-            column = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-        if not pa.types.is_integer(column.type):
-            raise self._wrong_type(name, column.type, "an integer or a timestamp")
-        return column.to_numpy(zero_copy_only=True).astype(np.int64)
-
-    def check(
-        self,
-        name: str,
-        values: np.ndarray,
-        bad: np.ndarray,
-        expected: str,
-        advice: str,
-        *,
-        offsets: np.ndarray | None = None,
-    ) -> None:
-        """Raises if any value is marked bad; `offsets` are those of a list column."""
-        if bad.any():
-            row = place = int(np.argmax(bad))
-            if offsets is not None:
-                row = int(np.searchsorted(offsets, place, side="right")) - 1
-            raise DataError(
-                f"{self.where}: column {name!r} has {bad.sum()} of {bad.size} values "
-                f"that are not {expected}; first in row {row}: {values[place]}; "
-                f"{advice}"
-            )
-
-    def _ragged(
-        self, name: str, expected: str, is_wanted: Callable[[pa.DataType], bool]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns all values [v] of a list column and its offsets [n + 1] from 0."""
-        column = self._column(name)
-        kind = column.type
-        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-        if not is_list or not is_wanted(kind.value_type):
-            raise self._wrong_type(name, kind, expected)
-        # `offsets` minds the slice that the column may be, `values` does not.
-        offsets = column.offsets.to_numpy().astype(np.int64)
-        values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
-        self._refuse_nulls(name, values, "list elements")
-        return values.to_numpy(zero_copy_only=True), offsets - offsets[0]
-
-    def _numbers(self, name: str) -> np.ndarray:
-        column = self._column(name)
-        kind = column.type
-        if pa.types.is_boolean(kind):
-            column = column.cast(pa.int8())
-        elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise self._wrong_type(name, kind, "one number per example")
-        with np.errstate(over="ignore"):  # the range check names what overflows
-            return column.to_numpy(zero_copy_only=True).astype(np.float32)
-
-    def _column(self, name: str) -> pa.Array:
-        """Returns a column without nulls, in one chunk."""
-        if name not in self.table.column_names:
-            raise DataError(
-                f"{self.where}: column {name!r} is missing; "
-                f"{suggest(name, self.table.column_names)}"
-            )
-        column = self.table.column(name)
-        self._refuse_nulls(name, column, "values")
-        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-    def _refuse_nulls(
-        self, name: str, column: pa.Array | pa.ChunkedArray, what: str
-    ) -> None:
-        if column.null_count:
-            raise DataError(
-                f"{self.where}: column {name!r} has {column.null_count} missing (null) "
-                f"{what} of {len(column)}; give missing ids an id of their own and "
-                "numbers a value when the data set is made "
-                "(python -m data_pipelines.tabular does)"
-            )
-
-    def _wrong_type(self, name: str, kind: pa.DataType, expected: str) -> DataError:
-        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-        advice = "convert the column"
-        if is_list and "list" not in expected:
-            advice = "set max_length of the field in dataset.json, or write one value"
-        elif "list" in expected and not is_list:
-            advice = (
-                "write a list, or set max_length = 0 in dataset.json of a field that "
-                "holds one value"
-            )
-        return DataError(
-            f"{self.where}: column {name!r} has type {kind}, expected {expected}; "
-            f"{advice}"
         )

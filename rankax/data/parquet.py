@@ -1,39 +1,44 @@
-"""Dataset folders on disk: reading one split by row group, and writing a folder.
+"""Reading a split of a dataset folder, on a disk or an object store, by row group.
 
     <folder>/dataset.json            the card (`rankax.data.card`)
     <folder>/<split>/*.parquet       shards, read in the order of their names
 
 Reading costs one look at the footer of each shard when the split is opened, and
-afterwards one decode of the columns in need per row group.
+afterwards one decode of the columns in need per row group, for which a store is asked
+for the bytes of these columns only.
 """
 
 from collections import OrderedDict
+from concurrent import futures
 import dataclasses
 import hashlib
 import json
-import pathlib
-import shutil
+import os
 import threading
-from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rankax.config.base import suggest
-from rankax.data import packing
+from rankax.data import packing, storage
 from rankax.data.card import FILE_NAME, Card, DataError
+from rankax.data.columns import Columns
 from rankax.data.schema import Schema
+from rankax.data.storage import Location
 
 OPEN_FILES = 16  # per reading thread
-ROWS_PER_GROUP = 65_536
-GROUPS_PER_SHARD = 64
+FOOTER_THREADS = 16  # for a store, where each look takes a round trip
+FOOTER_BYTES = 2**19  # read at once from the end of a file; most footers are smaller
 
 
 class ParquetSplit:
     """A `rankax.data.source.SplitSource` over `<folder>/<split>/*.parquet`."""
 
-    def __init__(self, folder: str | pathlib.Path, split: str, schema: Schema):
+    def __init__(
+        self, folder: str | os.PathLike[str] | Location, split: str, schema: Schema
+    ):
         """Reads the footers of all shards and compares them with the card.
 
         Raises:
@@ -43,69 +48,108 @@ class ParquetSplit:
         """
         card = schema.card
         self.name = f"{card.name}/{split}"
-        paths = _shards(pathlib.Path(folder), split, card)
+        places = _shards(storage.locate(folder), split, card)
         self._columns = list(packing.needed_columns(schema))
-        self._metadata = {path: _footer(path) for path in paths}
+        self._time = card.time
+        footers = _footers(places)
+        self._metadata = {
+            place: footer.metadata
+            for place, footer in zip(places, footers, strict=True)
+        }
         self._check_columns()
         # Empty row groups exist (some writers make them) and hold no example.
         self._groups = [
-            (path, i)
-            for path, metadata in self._metadata.items()
+            (place, i)
+            for place, metadata in self._metadata.items()
             for i in range(metadata.num_row_groups)
             if metadata.row_group(i).num_rows
         ]
         self.rows_per_group = np.array(
-            [self._metadata[path].row_group(i).num_rows for path, i in self._groups],
+            [self._metadata[place].row_group(i).num_rows for place, i in self._groups],
             np.int64,
         )
         self._check_rows(int(self.rows_per_group.sum()), split, card)
-        self.fingerprint = self._fingerprint(card)
+        self.fingerprint = self._fingerprint(card, [f.digest for f in footers])
+        self._verified: set[int] = set()  # row groups
         self._open = threading.local()  # ParquetFile is not safe to share
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _open=threading.local())
 
     def read(self, group: int) -> pa.Table:
         """Returns the columns in need of one row group."""
-        path, index = self._groups[group]
+        return self._read(group, self._columns)
+
+    def times(self, group: int) -> np.ndarray:
+        """Returns the card's time column [n] int64 of one row group."""
+        table = self._read(group, [self._time])
+        return Columns(table, self.where(group)).times(self._time)
+
+    def where(self, group: int) -> str:
+        """Names a row group in messages: data set, split, file."""
+        place, index = self._groups[group]
+        return f"{self.name}, {place.name} row group {index}"
+
+    def _read(self, group: int, columns: list[str]) -> pa.Table:
+        place, index = self._groups[group]
+        # Checksums cost a quarter of the decoding, so they are looked at once.
+        verify = group not in self._verified
         try:
             # Parallelism belongs to the caller's threads: see `rankax.data.lanes`.
-            return self._file(path).read_row_group(
-                index, columns=self._columns, use_threads=False
+            table = self._file(place, verify=verify).read_row_group(
+                index, columns=columns, use_threads=False
             )
         except (pa.ArrowException, OSError) as error:
+            todo = "restore the file or convert the data set again"
             raise DataError(
-                f"{path}: row group {index} cannot be read ({error}); restore the file "
-                "or convert the data set again"
+                f"{place}: row group {index} cannot be read ({error}); "
+                f"{storage.advice(error, todo)}"
             ) from error
+        if columns is self._columns:
+            self._verified.add(group)
+        return table
 
-    def _file(self, path: pathlib.Path) -> pq.ParquetFile:
+    def _file(self, place: Location, *, verify: bool) -> pq.ParquetFile:
         """Returns this thread's handle of a shard; the latest few stay open."""
         if not hasattr(self._open, "files"):
             self._open.files = OrderedDict()
-        files: OrderedDict[pathlib.Path, pq.ParquetFile] = self._open.files
-        if path not in files:
-            files[path] = pq.ParquetFile(
-                path, metadata=self._metadata[path], memory_map=True, pre_buffer=False
+        files: OrderedDict[tuple[str, bool], pq.ParquetFile] = self._open.files
+        key = (place.path, verify)
+        if key not in files:
+            files[key] = pq.ParquetFile(
+                place.path,
+                filesystem=place.filesystem,
+                metadata=self._metadata[place],
+                pre_buffer=not place.is_local,  # one request for adjacent columns
+                page_checksum_verification=verify,
             )
             if len(files) > OPEN_FILES:
                 files.popitem(last=False)[1].close()
-        files.move_to_end(path)
-        return files[path]
+        files.move_to_end(key)
+        return files[key]
 
     def _check_columns(self) -> None:
-        expected: dict[str, tuple[pa.DataType, pathlib.Path]] = {}
-        for path, metadata in self._metadata.items():
+        expected: dict[str, tuple[pa.DataType, Location]] = {}
+        for place, metadata in self._metadata.items():
             schema = metadata.schema.to_arrow_schema()
             for name in self._columns:
                 if name not in schema.names:
+                    there = ""
+                    if name in expected:
+                        there = f", but {expected[name][1].name} has it"
                     raise DataError(
-                        f"{path}: column {name!r} is missing; "
+                        f"{place}: column {name!r} is missing{there}; "
                         f"{suggest(name, schema.names)}"
                     )
                 found = schema.field(name).type
-                first, first_path = expected.setdefault(name, (found, path))
+                first, first_place = expected.setdefault(name, (found, place))
                 if found != first:
                     raise DataError(
-                        f"{path}: column {name!r} has type {found}, but {first} in "
-                        f"{first_path.name}; write all shards of a split with one "
+                        f"{place}: column {name!r} has type {found}, but {first} in "
+                        f"{first_place.name}; write all shards of a split with one "
                         "schema"
                     )
 
@@ -124,198 +168,66 @@ class ParquetSplit:
                 + ", restore the folder or convert the data set again"
             )
 
-    def _fingerprint(self, card: Card) -> str:
-        shards = [
-            (path.name, path.stat().st_size, _rows_of(metadata))
-            for path, metadata in self._metadata.items()
-        ]
+    def _fingerprint(self, card: Card, digests: list[str]) -> str:
+        names = [place.name for place in self._metadata]
         # How results are cut into slices is not part of the data.
         card = dataclasses.replace(card, slices=())
-        text = json.dumps([card.to_json(), self.name, shards])
+        text = json.dumps([card.to_json(), self.name, names, digests])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _shards(folder: pathlib.Path, split: str, card: Card) -> list[pathlib.Path]:
+def _shards(folder: Location, split: str, card: Card) -> list[Location]:
     if split not in card.splits:
         raise DataError(
             f"data set {card.name!r} has no split {split!r}; "
             f"{suggest(split, tuple(card.splits))}"
         )
-    if not (folder / split).is_dir():
+    if not (folder / split).is_folder():
         raise DataError(
             f"{folder / split} is missing, but {FILE_NAME} names the split; restore "
             "the folder or convert the data set again"
         )
-    paths = sorted((folder / split).glob("*.parquet"))
-    if not paths:
+    places = (folder / split).files(".parquet")
+    if not places:
         raise DataError(
             f"{folder / split} holds no *.parquet file; restore the folder or convert "
             "the data set again"
         )
-    return paths
+    return places
 
 
-def _footer(path: pathlib.Path) -> pq.FileMetaData:
-    try:
-        return pq.read_metadata(path, memory_map=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} is not a readable Parquet file ({error}); remove it or convert "
-            "the data set again"
-        ) from error
+class _Footer(NamedTuple):
+    """What stands at the end of a shard.
 
-
-def _rows_of(metadata: pq.FileMetaData) -> list[int]:
-    return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-
-
-class DatasetWriter:
-    """Writes a dataset folder that appears whole or not at all.
-
-    Rows go to a hidden folder beside the target, which `finish` completes with the
-    card and renames. Leaving the `with` block without `finish` removes it.
-
-        with DatasetWriter("datasets/mine") as writer:
-            writer.write("train", table)  # as often as needed, any number of rows
-            writer.finish(card)
+    It tells sizes and the least and the largest values, and with shards of ours the
+    digest of the content (`rankax.data.shards`).
     """
 
-    def __init__(
-        self,
-        folder: str | pathlib.Path,
-        *,
-        overwrite: bool = False,
-        rows_per_group: int = ROWS_PER_GROUP,
-    ):
-        """Prepares the folder.
-
-        Raises:
-            DataError: the target exists and is not to be overwritten, or is something
-                else than a dataset folder.
-        """
-        self.folder = pathlib.Path(folder)
-        self.rows_per_group = rows_per_group
-        _check_target(self.folder, overwrite=overwrite)
-        self._partial = self.folder.with_name(f".{self.folder.name}.partial")
-        self._splits: dict[str, _SplitWriter] = {}
-
-    def __enter__(self) -> "DatasetWriter":
-        if self._partial.exists():  # of a run that was killed
-            shutil.rmtree(self._partial)
-        self._partial.mkdir(parents=True)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for split in self._splits.values():
-            split.abandon()  # of no effect after `finish`
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-    @property
-    def num_rows(self) -> dict[str, int]:
-        """Rows of each split so far."""
-        return {name: split.num_rows for name, split in self._splits.items()}
-
-    def write(self, split: str, table: pa.Table) -> None:
-        """Appends rows; every table of a split has the same schema."""
-        if split not in self._splits:
-            self._splits[split] = _SplitWriter(
-                self._partial / split, self.rows_per_group
-            )
-        self._splits[split].write(table)
-
-    def extra_file(self, name: str) -> pathlib.Path:
-        """Returns where to write one more file, for example "vocabularies/a.csv"."""
-        path = self._partial / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def finish(self, card: Card) -> None:
-        """Writes the card and moves the folder to its place.
-
-        Raises:
-            DataError: the card's splits are not the rows that were written.
-        """
-        for split in self._splits.values():
-            split.finish()
-        stated = {name: split.num_rows for name, split in card.splits.items()}
-        if stated != self.num_rows:
-            raise DataError(
-                f"card {card.name!r} states rows {stated}, written were {self.num_rows}"
-            )
-        card.save(self._partial)
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self._partial.rename(self.folder)
+    metadata: pq.FileMetaData
+    digest: str
 
 
-class _SplitWriter:
-    """Regroups tables of any size to row groups and shards of fixed sizes."""
-
-    def __init__(self, folder: pathlib.Path, rows_per_group: int):
-        self.num_rows = 0
-        self._folder = folder
-        self._rows_per_group = rows_per_group
-        self._waiting: list[pa.Table] = []
-        self._num_waiting = 0
-        self._num_groups = 0
-        self._writer: pq.ParquetWriter | None = None
-        folder.mkdir()
-
-    def write(self, table: pa.Table) -> None:
-        self._waiting.append(table)
-        self._num_waiting += table.num_rows
-        self.num_rows += table.num_rows
-        if self._num_waiting >= self._rows_per_group:
-            whole = self._num_waiting // self._rows_per_group * self._rows_per_group
-            self._flush(whole)
-
-    def finish(self) -> None:
-        self._flush(self._num_waiting)
-        self.abandon()
-
-    def abandon(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def _flush(self, num_rows: int) -> None:
-        if not num_rows:
-            return
-        rows = pa.concat_tables(self._waiting)
-        self._waiting = [rows.slice(num_rows)]
-        self._num_waiting -= num_rows
-        for start in range(0, num_rows, self._rows_per_group):
-            stop = min(start + self._rows_per_group, num_rows)
-            self._write_group(rows.slice(start, stop - start))
-
-    def _write_group(self, group: pa.Table) -> None:
-        if self._num_groups % GROUPS_PER_SHARD == 0:
-            if self._writer is not None:
-                self._writer.close()
-            shard = self._num_groups // GROUPS_PER_SHARD
-            self._writer = pq.ParquetWriter(
-                self._folder / f"{shard:05d}.parquet", group.schema
-            )
-        assert self._writer is not None
-        self._writer.write_table(group, row_group_size=self._rows_per_group)
-        self._num_groups += 1
+def _footers(places: list[Location]) -> list[_Footer]:
+    if places[0].is_local:
+        return [_footer(place) for place in places]
+    with futures.ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        return list(pool.map(_footer, places))
 
 
-def _check_target(folder: pathlib.Path, *, overwrite: bool) -> None:
-    if not folder.exists():
-        return
-    if not overwrite:
+def _footer(place: Location) -> _Footer:
+    with storage.explained(place, "cannot be read"), place.open() as file:
+        size = file.size()
+        end = file.read_at(min(size, FOOTER_BYTES), max(size - FOOTER_BYTES, 0))
+        # Thrift metadata, its length in 4 bytes, "PAR1".
+        length = int.from_bytes(end[-8:-4], "little") + 8
+        if end.endswith(b"PAR1") and len(end) < length <= size:
+            end = file.read_at(length, size - length)
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(end))
+    except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{folder} exists; choose another folder, or pass --overwrite to replace it"
-        )
-    # Deleting what we did not write would be unforgivable.
-    if not (folder / FILE_NAME).is_file():
-        raise DataError(
-            f"{folder} exists and is not a dataset folder ({FILE_NAME} is missing); "
-            "it will not be replaced, choose another folder"
-        )
+            f"{place} is not a readable Parquet file ({error}); remove it or convert "
+            "the data set again"
+        ) from error
+    # The bytes themselves: what another version of Arrow makes of them may differ.
+    return _Footer(metadata, hashlib.sha256(end[-length:]).hexdigest())

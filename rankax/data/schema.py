@@ -8,7 +8,7 @@ Packed arrays of n examples (all row-major):
     ids               [n, K] int32    row within its table; -1 = padding
     lengths           [n, M] int32    valid ids of each list field or sequence
     bag_weights       [n, P] float32  only if a list has weights; 0 = padding
-    numeric           [n, N] float32
+    numeric           [n, N] float32  numeric fields and vectors, in card order
     labels            [n, T] float32  0 or 1
     weight            [n] float32     0 = padding example
     group             [n] int64       only if the card names a group column
@@ -33,6 +33,7 @@ from rankax.data.card import (
     SequenceField,
     Slice,
     Table,
+    VectorField,
 )
 
 
@@ -52,6 +53,8 @@ class IdSlot:
             sequences.
         weights: Parquet column of the weights of a list; "" = none.
         weights_start: first of its `width` columns in `bag_weights`; -1 = none.
+        default: the id that a null stands for; None = a null is an error.
+        boundaries: of a column of numbers, whose ids they make; () = it holds ids.
     """
 
     field: str
@@ -64,6 +67,8 @@ class IdSlot:
     combiner: str
     weights: str = ""
     weights_start: int = -1
+    default: int | str | None = None
+    boundaries: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,9 +126,18 @@ class Schema:
         return tuple(label.name for label in self.labels)
 
     @property
-    def numeric(self) -> tuple[NumericField, ...]:
-        """Numeric fields, N of them."""
-        return tuple(f for f in self.fields if isinstance(f, NumericField))
+    def numeric(self) -> tuple[NumericField | VectorField, ...]:
+        """Numeric and vector fields."""
+        kinds = (NumericField, VectorField)
+        return tuple(field for field in self.fields if isinstance(field, kinds))
+
+    @property
+    def num_numeric(self) -> int:
+        """N, the columns of `numeric`."""
+        return sum(
+            field.width if isinstance(field, VectorField) else 1
+            for field in self.numeric
+        )
 
     @property
     def sequences(self) -> tuple[SequenceField, ...]:
@@ -150,6 +164,8 @@ class Schema:
                 combiner=field.combiner if is_list else "",
                 weights=field.weights,
                 weights_start=weights_start if field.weights else -1,
+                default=field.default,
+                boundaries=field.boundaries,
             )
             slots.append(slot)
             start += slot.width
@@ -166,6 +182,7 @@ class Schema:
                     width=field.max_length,
                     bag=bag,
                     combiner="",
+                    default=column.default,
                 )
                 slots.append(slot)
                 start += slot.width

@@ -31,6 +31,14 @@ class SplitSource(Protocol):
         """Returns the columns in need (`packing.needed_columns`) of one row group."""
         ...
 
+    def times(self, group: int) -> np.ndarray:
+        """Returns the card's time column [n] int64 of one row group."""
+        ...
+
+    def where(self, group: int) -> str:
+        """Names a row group in messages: data set, split, file."""
+        ...
+
 
 def load_card(config: SourceConfig) -> cards.Card:
     """Returns the card of the data set that the configuration names."""

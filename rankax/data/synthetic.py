@@ -34,7 +34,7 @@ from rankax.data.card import (
     Split,
     Table,
 )
-from rankax.data.parquet import DatasetWriter
+from rankax.data.dataset_writer import DatasetWriter
 from rankax.data.schema import Schema
 from rankax.metrics import auc, binary
 
@@ -111,10 +111,20 @@ class SyntheticSplit:
 
     def read(self, group: int) -> pa.Table:
         """Returns the needed columns of one row group."""
-        rows = self._world.rows(
-            int(self._starts[group]), int(self.rows_per_group[group])
-        )
+        rows = self._world.rows(*self._range(group))
         return pa.table({name: _array(rows, name) for name in self._columns})
+
+    def times(self, group: int) -> np.ndarray:
+        """Returns the times [n] int64 of one row group."""
+        return self._world.times(*self._range(group))
+
+    def where(self, group: int) -> str:
+        """Names a row group in messages."""
+        return f"{self.name} row group {group}"
+
+    def _range(self, group: int) -> tuple[int, int]:
+        """Returns the first row of a group and their number."""
+        return int(self._starts[group]), int(self.rows_per_group[group])
 
 
 def oracle(config: SyntheticConfig, split: str) -> dict[str, float]:

@@ -231,6 +231,11 @@ class World:
                 latents.append((scale * latent).astype(np.float32))
         return Effects(main=main, crosses=tuple(crosses), latents=tuple(latents))
 
+    def times(self, first: int, count: int) -> np.ndarray:
+        """Returns the times [count] int64 of rows, in seconds; they rise."""
+        index = np.arange(first, first + count, dtype=np.int64)
+        return START_SECONDS + index * SPAN_SECONDS // self.total_rows
+
     def rows(self, first: int, count: int) -> dict[str, np.ndarray]:
         """Makes rows `first` .. `first + count - 1` of the splits laid end to end.
 
@@ -242,7 +247,7 @@ class World:
         config, random = self.config, self.random
         index = np.arange(first, first + count, dtype=np.int64)
         progress = index / self.total_rows
-        time = START_SECONDS + index * SPAN_SECONDS // self.total_rows
+        time = self.times(first, count)
         columns = {
             name: self.laws[name].draw(random.bits(name, index))
             for name, field in FIELDS.items()

@@ -43,7 +43,7 @@ class Ranker(nnx.Module):
         self.inputs = InputSpec(
             tokens=tuple(name for slot in schema.slots for name in _tokens(slot)),
             dims=dict(dims),
-            num_numeric=len(schema.numeric),
+            num_numeric=schema.num_numeric,
             num_tasks=len(schema.tasks),
         )
         self._slots = schema.slots

@@ -1,10 +1,11 @@
 """The device mesh and the three shardings that rankax uses."""
 
 from collections.abc import Sequence
-from typing import Any
+import itertools
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 
 from rankax.config.base import ConfigError
@@ -63,3 +64,57 @@ def local_device_count(mesh: Mesh) -> int:
             "each process holds whole runs of the mesh"
         )
     return owners.count(jax.process_index())
+
+
+class InputShard(NamedTuple):
+    """Which of `count` equal, adjacent pieces of every batch a process reads."""
+
+    index: int
+    count: int
+
+
+def input_shard(
+    sharding: Sharding, batch_size: int, *, process_index: int | None = None
+) -> InputShard:
+    """Derives what a process must read from how batches are laid over the devices.
+
+    The number of pieces need not be that of processes: where the batch is not split
+    over all hosts, several of them read the same examples.
+
+    Args:
+        sharding: of arrays [B, ...].
+        batch_size: B.
+        process_index: which process; None = this one.
+
+    Raises:
+        ConfigError: the process's devices do not hold one whole piece, so no reader
+            of adjacent examples could feed them.
+    """
+    process_index = jax.process_index() if process_index is None else process_index
+    by_process: dict[int, set[tuple[int, int]]] = {}
+    for device, (rows, *_) in sharding.devices_indices_map((batch_size,)).items():
+        start, stop, _ = rows.indices(batch_size)
+        by_process.setdefault(device.process_index, set()).add((start, stop))
+    ranges = {process: _union(pieces) for process, pieces in by_process.items()}
+    start, stop = ranges[process_index]
+    sizes = {stop - start for start, stop in ranges.values()}
+    if len(sizes) > 1 or start % (stop - start):
+        raise ConfigError(
+            f"processes hold rows {sorted(set(ranges.values()))} of a batch of "
+            f"{batch_size}: pieces must be equal and side by side; choose mesh.data "
+            "and mesh.model so that each process holds a whole run of the mesh"
+        )
+    return InputShard(start // (stop - start), batch_size // (stop - start))
+
+
+def _union(pieces: set[tuple[int, int]]) -> tuple[int, int]:
+    """Joins ranges that follow each other."""
+    ordered = sorted(pieces)
+    for (_, stop), (start, _) in itertools.pairwise(ordered):
+        if start != stop:
+            raise ConfigError(
+                f"a process's devices hold rows {ordered} of a batch, which are not "
+                "adjacent; choose mesh.data and mesh.model so that each process holds "
+                "a whole run of the mesh"
+            )
+    return ordered[0][0], ordered[-1][1]

@@ -159,6 +159,7 @@ def _scores(
     batch_size: int,
 ) -> Iterator[tuple[np.ndarray, counters.Counts, dict[str, np.ndarray]]]:
     """Yields logits [B, T], counts and the host's arrays of each batch, in order."""
+    shard = steps.input_shard(batch_size)
     batches = lanes.read_batches(
         source,
         steps.schema,
@@ -167,6 +168,8 @@ def _scores(
         seed=0,
         shuffle=False,
         num_epochs=1,
+        shard_index=shard.index,
+        shard_count=shard.count,
         num_threads=config.data.num_threads,
         map_batch=lambda arrays: (steps.to_devices(arrays), arrays),
         prefetch_batches=config.data.prefetch_batches,

@@ -117,6 +117,7 @@ def _first_batch(
         seed=config.train.seed,
         shuffle=config.data.shuffle,
         num_epochs=1,
+        time_window=config.data.time_window,
         num_threads=config.data.num_threads,
         prefetch_batches=1,
     )

@@ -170,6 +170,10 @@ class Steps:
 
     # ------------------------------------------------------------ batches
 
+    def input_shard(self, batch_size: int) -> meshes.InputShard:
+        """Returns which piece of every batch of this size `to_devices` expects."""
+        return meshes.input_shard(meshes.over_all_devices(self.mesh), batch_size)
+
     def to_devices(self, arrays: Mapping[str, np.ndarray]) -> DeviceBatch:
         """Routes a packed batch and starts its transfer; called by the reader thread.
 

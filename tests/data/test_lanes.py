@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from rankax.config.base import ConfigError
-from rankax.data import lanes
+from rankax.data import lanes, order
 from rankax.data.card import Card, CategoricalField, DataError, Label, Table
 from rankax.data.schema import Schema
 
@@ -43,6 +43,9 @@ class Numbered:
         rows = np.arange(start, start + self.rows_per_group[group])
         click = rows % 2 + (2 if group == self.bad_group else 0)
         return pa.table({"row": rows, "click": click})
+
+    def where(self, group: int) -> str:
+        return f"{self.name} row group {group}"
 
 
 def numbered(*rows_per_group: int, **options) -> Numbered:
@@ -84,6 +87,10 @@ def wait_for_threads_to_end() -> None:
 # ---------------------------------------------------------------- the plan
 
 
+def lane_plan(rows_per_group, **options):
+    return order.lane_plan(order.one_window(rows_per_group), **options)
+
+
 @hypothesis.settings(deadline=None)
 @hypothesis.given(
     rows=st.lists(st.integers(0, 40), min_size=1, max_size=12),
@@ -96,22 +103,23 @@ def test_plan_deals_every_row_once_and_lanes_within_one(
     rows, num_lanes, seed, epoch, shuffle
 ):
     options = dict(lanes=num_lanes, seed=seed, epoch=epoch, shuffle=shuffle)
-    plan = lanes.lane_plan(rows, **options)
+    plan = lane_plan(rows, **options)
     dealt = [(u.group, r) for units in plan for u in units for r in range(*u[1:])]
     assert sorted(dealt) == [(g, r) for g, n in enumerate(rows) for r in range(n)]
     sizes = [sum(u.stop - u.start for u in units) for units in plan]
     assert max(sizes) - min(sizes) <= 1
-    assert plan == lanes.lane_plan(np.array(rows), **options)
+    assert plan == lane_plan(np.array(rows), **options)
 
 
 def test_plan_without_shuffle_keeps_the_order_of_groups():
-    plan = lanes.lane_plan([4] * 6, lanes=2, seed=0, epoch=5, shuffle=False)
-    assert [[u.group for u in units] for units in plan] == [[0, 2, 4], [1, 3, 5]]
+    plan = lane_plan([4] * 6, lanes=2, seed=0, epoch=5, shuffle=False)
+    groups = [[u.group for u in units] for units in plan]
+    assert groups == [[0, 1, 3, 5], [0, 2, 4, 5]]
 
 
 def test_plan_changes_with_seed_and_epoch():
     def groups(seed, epoch):
-        plan = lanes.lane_plan([1] * 50, lanes=1, seed=seed, epoch=epoch, shuffle=True)
+        plan = lane_plan([1] * 50, lanes=1, seed=seed, epoch=epoch, shuffle=True)
         return [u.group for u in plan[0]]
 
     assert groups(0, 0) == groups(0, 0)
@@ -119,7 +127,7 @@ def test_plan_changes_with_seed_and_epoch():
 
 
 def test_one_group_is_shared_by_all_lanes():
-    plan = lanes.lane_plan([10], lanes=4, seed=0, epoch=0, shuffle=True)
+    plan = lane_plan([10], lanes=4, seed=0, epoch=0, shuffle=True)
     assert plan == [[(0, 0, 3)], [(0, 3, 6)], [(0, 6, 8)], [(0, 8, 10)]]
 
 
@@ -223,7 +231,7 @@ def test_reading_goes_on_exactly_from_every_position():
     batches = rows_of(elements)
     assert len(batches) == 33
     for done in range(len(elements)):
-        position = lanes.Position.from_dict(elements[done][1].to_dict())
+        position = order.Position.from_dict(elements[done][1].to_dict())
         rest = read(numbered(*groups), num_epochs=3, position=position)
         assert rows_of(rest) == batches[done + 1 :]
 
@@ -295,7 +303,7 @@ def test_position_of_another_order_is_refused():
     [
         {"epoch": -1},
         {"epoch": "1"},
-        {"format": 2},
+        {"format": 1},
         {"lanes": None},
         {"extra": 1},
         {"rows_per_lane": 1.5},
@@ -303,12 +311,12 @@ def test_position_of_another_order_is_refused():
 )
 def test_damaged_position_record_is_refused(change):
     start = lanes.start_position(numbered(50), lanes=4, seed=0, shuffle=True)
-    with pytest.raises(DataError, match=r"cannot be used: expected format 1"):
-        lanes.Position.from_dict({**start.to_dict(), **change})
+    with pytest.raises(DataError, match=r"cannot be used: expected format 2"):
+        order.Position.from_dict({**start.to_dict(), **change})
     missing = start.to_dict()
     del missing["epoch"]
     with pytest.raises(DataError, match=r"cannot be used"):
-        lanes.Position.from_dict(missing)
+        order.Position.from_dict(missing)
 
 
 # ---------------------------------------------------------------- sizes, errors, threads

@@ -1,5 +1,6 @@
 import concurrent.futures
 import dataclasses
+import pickle
 import shutil
 
 import numpy as np
@@ -21,7 +22,8 @@ from rankax.data.card import (
     Split,
     Table,
 )
-from rankax.data.parquet import DatasetWriter
+from rankax.data.dataset_writer import DatasetWriter
+from rankax.data.parquet import ParquetSplit
 from rankax.data.schema import Schema
 from rankax.data.source import load_card, open_split
 
@@ -97,9 +99,60 @@ def test_many_threads_and_more_shards_than_open_files(folder, monkeypatch):
         assert table["item"].to_pylist() == expected
 
 
+def test_shards_stay_open_between_row_groups(folder, monkeypatch):
+    source = opened(folder)
+    opened_shards = []
+
+    class Counting(pq.ParquetFile):
+        def __init__(self, path, **options):
+            opened_shards.append(path.rpartition("/")[2])
+            super().__init__(path, **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", Counting)
+    for group in (0, 1, 3, 2, 4):
+        source.read(group)
+    assert opened_shards == ["a.parquet", "b.parquet"]
+
+
 def test_empty_row_groups_and_shards_are_passed_over(folder):
-    pq.write_table(made_table(0, 0), folder / "train" / "aa.parquet")
-    assert opened(folder).rows_per_group.tolist() == [4, 4, 2, 5, 5, 5]
+    shards = folder / "train"
+    pq.write_table(made_table(0, 0), shards / "aa.parquet")  # without a row group
+    with pq.ParquetWriter(shards / "b.parquet", made_table(0, 0).schema) as writer:
+        for start, stop in ((10, 15), (15, 15), (15, 20)):
+            writer.write_table(made_table(start, stop))
+    assert pq.read_metadata(shards / "b.parquet").num_row_groups == 3
+    source = opened(folder)
+    assert source.rows_per_group.tolist() == [4, 4, 2, 5, 5, 5]
+    assert source.read(4)["item"].to_pylist() == list(range(15, 20))
+    assert source.where(4) == "made/train, b.parquet row group 2"
+
+
+def test_a_row_group_is_named_by_its_file(folder):
+    source = opened(folder)
+    assert source.where(0) == "made/train, a.parquet row group 0"
+    assert source.where(4) == "made/train, b.parquet row group 1"
+
+
+def test_times_of_a_row_group(folder):
+    card = dataclasses.replace(made_card(train=25), time="item")
+    source = parquet.ParquetSplit(folder, "train", Schema.select(card))
+    assert source.times(3).tolist() == [10, 11, 12, 13, 14]
+    assert source.times(3).dtype == np.int64
+
+
+def test_source_can_be_sent_to_another_process(folder):
+    source = opened(folder)
+    source.read(0)
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.fingerprint == source.fingerprint
+    assert copy.read(5).equals(source.read(5))
+
+
+def test_footer_longer_than_the_first_look(folder, monkeypatch):
+    source = opened(folder)
+    monkeypatch.setattr(parquet, "FOOTER_BYTES", 16)
+    assert opened(folder).fingerprint == source.fingerprint
+    assert opened(folder).rows_per_group.tolist() == source.rows_per_group.tolist()
 
 
 def test_fingerprint_changes_with_files_and_card(folder, tmp_path):
@@ -118,6 +171,48 @@ def test_fingerprint_changes_with_files_and_card(folder, tmp_path):
     assert opened(folder).fingerprint == first  # slices cut results, not data
     (folder / "train" / "b.parquet").rename(folder / "train" / "bb.parquet")
     assert opened(folder).fingerprint != first
+
+
+def test_fingerprint_changes_with_a_value_of_a_foreign_shard(folder):
+    first = opened(folder).fingerprint
+    path = folder / "train" / "c.parquet"
+    table = made_table(20, 25)
+    size = path.stat().st_size
+    for price in (99.0, 98.0):  # seen in the statistics of the footer
+        column = pa.array([price] * 5, pa.float32())
+        pq.write_table(table.set_column(2, "price", column), path)
+    changed = opened(folder).fingerprint
+    pq.write_table(table, path)
+    assert path.stat().st_size == size
+    assert opened(folder).fingerprint == first != changed
+
+
+def test_fingerprint_changes_with_the_order_of_rows(tmp_path):
+    def written(name: str, order: list[int]) -> ParquetSplit:
+        rows = {
+            "item": pa.array(order, pa.int32()),
+            "price": pa.array(order, pa.float32()),
+            "click": pa.array([True] * 4),
+        }
+        with DatasetWriter(tmp_path / name) as writer:
+            writer.write("train", pa.table(rows))
+            writer.finish(made_card(train=4))
+        return opened(tmp_path / name)
+
+    sources = {
+        name: written(name, order)
+        for name, order in (
+            ("one", [0, 1, 2, 3]),
+            ("two", [0, 2, 1, 3]),
+            ("three", [0, 1, 2, 3]),
+        )
+    }
+    sizes = {
+        (tmp_path / name / "train/00000.parquet").stat().st_size for name in sources
+    }
+    assert len(sizes) == 1  # nor do the statistics tell them from each other
+    assert sources["one"].fingerprint == sources["three"].fingerprint
+    assert sources["one"].fingerprint != sources["two"].fingerprint
 
 
 def test_fingerprint_changes_with_the_weights_of_a_list(folder):
@@ -187,8 +282,14 @@ def test_missing_column_names_the_file(folder):
     path = folder / "train" / "b.parquet"
     names = ["unused", "item", "prize", "click"]
     pq.write_table(made_table(10, 20).rename_columns(names), path)
-    expected = r"b.parquet: column 'price' is missing; did you mean 'prize'\?"
+    expected = (
+        r"b.parquet: column 'price' is missing, but a.parquet has it; "
+        r"did you mean 'prize'\?"
+    )
     with pytest.raises(DataError, match=expected):
+        opened(folder)
+    pq.write_table(made_table(0, 10).rename_columns(names), folder / "train/a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet: column 'price' is missing; did"):
         opened(folder)
 
 
@@ -222,6 +323,43 @@ def test_damaged_row_group_is_named_when_read(folder):
         source.read(0)
 
 
+def test_truncated_file(folder):
+    path = folder / "train" / "b.parquet"
+    content = path.read_bytes()
+    for size in (len(content) - 1, len(content) // 2, 12):
+        path.write_bytes(content[:size])
+        with pytest.raises(DataError, match=r"b.parquet is not a readable Parquet"):
+            opened(folder)
+
+
+def test_one_wrong_bit_is_found_and_named(tmp_path):
+    with DatasetWriter(tmp_path / "made", rows_per_group=10) as writer:
+        writer.write("train", made_table(0, 30))
+        writer.finish(made_card(train=30))
+    path = tmp_path / "made" / "train" / "00000.parquet"
+    price = pq.read_metadata(path).row_group(1).column(2)
+    content = bytearray(path.read_bytes())
+    content[price.data_page_offset - 1] ^= 1  # the end of the dictionary
+    path.write_bytes(bytes(content))
+    # Without checksums the wrong values would pass.
+    assert pq.read_table(path)["price"] != made_table(0, 30)["price"]
+    source = opened(tmp_path / "made")
+    with pytest.raises(
+        DataError, match=r"00000.parquet: row group 1 cannot be read \(.*CRC"
+    ):
+        source.read(1)
+    for group in (0, 2):
+        rows = made_table(10 * group, 10 * group + 10)
+        assert source.read(group).equals(rows.drop_columns("unused"))
+
+
+def test_shard_that_disappears_is_named(folder):
+    source = opened(folder)
+    (folder / "train" / "b.parquet").unlink()
+    with pytest.raises(DataError, match=r"b.parquet: row group 1 cannot be read"):
+        source.read(4)
+
+
 def test_source_without_a_kind_is_a_configuration_error():
     with pytest.raises(
         ConfigError, match=r"data.source is a SourceConfig; use Parquet"
@@ -229,70 +367,3 @@ def test_source_without_a_kind_is_a_configuration_error():
         load_card(SourceConfig())
     with pytest.raises(ConfigError, match=r"data.source is a SourceConfig"):
         open_split(SourceConfig(), "train", Schema.select(made_card()))
-
-
-# ---------------------------------------------------------------- writing
-
-
-def test_writer_regroups_rows_to_groups_and_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "GROUPS_PER_SHARD", 2)
-    with DatasetWriter(tmp_path / "made", rows_per_group=10) as writer:
-        for start, stop in ((0, 3), (3, 3), (3, 37), (37, 45)):
-            writer.write("train", made_table(start, stop))
-        writer.write("valid", made_table(0, 4))
-        writer.finish(made_card(train=45, valid=4))
-    files = sorted(p.name for p in (tmp_path / "made" / "train").iterdir())
-    assert files == ["00000.parquet", "00001.parquet", "00002.parquet"]
-    source = opened(tmp_path / "made")
-    assert source.rows_per_group.tolist() == [10, 10, 10, 10, 5]
-    rows = pa.concat_tables([source.read(group) for group in range(5)])
-    assert rows["item"].to_pylist() == list(range(45))
-    assert opened(tmp_path / "made", "valid").rows_per_group.tolist() == [4]
-    assert [p.name for p in tmp_path.iterdir()] == ["made"]
-
-
-def test_interrupted_writing_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), DatasetWriter(tmp_path / "made") as writer:
-        writer.write("train", made_table(0, 5))
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_leftover_of_a_killed_writer_is_replaced(tmp_path):
-    (tmp_path / ".made.partial" / "train").mkdir(parents=True)
-    (tmp_path / ".made.partial" / "train" / "99999.parquet").write_bytes(b"half")
-    with DatasetWriter(tmp_path / "made") as writer:
-        writer.write("train", made_table(0, 5))
-        writer.finish(made_card(train=5))
-    assert opened(tmp_path / "made").rows_per_group.tolist() == [5]
-
-
-def test_existing_folder_is_replaced_only_when_asked_and_only_a_dataset(folder):
-    with pytest.raises(DataError, match=r"made exists; .* pass --overwrite"):
-        DatasetWriter(folder)
-    with DatasetWriter(folder, overwrite=True) as writer:
-        writer.write("train", made_table(0, 5))
-        writer.finish(made_card(train=5))
-    assert opened(folder).rows_per_group.tolist() == [5]
-    (folder / "dataset.json").unlink()
-    with pytest.raises(DataError, match=r"is not a dataset folder .* not be replaced"):
-        DatasetWriter(folder, overwrite=True)
-
-
-def test_failed_overwriting_keeps_the_old_folder(folder):
-    writer = DatasetWriter(folder, overwrite=True)
-    with pytest.raises(ZeroDivisionError), writer:
-        writer.write("train", made_table(0, 5))
-        raise ZeroDivisionError
-    assert opened(folder).rows_per_group.sum() == 25
-
-
-def test_card_that_states_other_rows_is_not_written(tmp_path):
-    expected = r"states rows \{'train': 6\}, written were \{'train': 5\}"
-    with (
-        pytest.raises(DataError, match=expected),
-        DatasetWriter(tmp_path / "made") as writer,
-    ):
-        writer.write("train", made_table(0, 5))
-        writer.finish(made_card(train=6))
-    assert list(tmp_path.iterdir()) == []

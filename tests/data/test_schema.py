@@ -9,6 +9,7 @@ from rankax.data.card import (
     SequenceColumn,
     SequenceField,
     Table,
+    VectorField,
 )
 from rankax.data.schema import IdSlot, Schema
 
@@ -107,3 +108,24 @@ def test_unknown_names_get_a_suggestion():
         Schema.select(CARD, fields=["usr"])
     with pytest.raises(DataError, match=r"data.tasks names 'ctrr', .*mean 'ctr'\?"):
         Schema.select(CARD, tasks=["ctrr"])
+
+
+def test_vectors_are_numeric_columns_in_the_order_of_the_card():
+    card = Card(
+        name="vectors",
+        tables=(Table(name="age", num_rows=4),),
+        fields=(
+            NumericField(name="price"),
+            VectorField(name="image", width=3),
+            CategoricalField(name="age", table="age", default=3, boundaries=(18, 30)),
+            NumericField(name="views"),
+            VectorField(name="sound", width=2),
+        ),
+        labels=(Label(name="ctr"),),
+        splits={},
+    )
+    schema = Schema.select(card)
+    assert [f.name for f in schema.numeric] == ["price", "image", "views", "sound"]
+    assert schema.num_numeric == 7
+    assert (schema.slots[0].default, schema.slots[0].boundaries) == (3, (18, 30))
+    assert Schema.select(card, fields=["age"]).num_numeric == 0

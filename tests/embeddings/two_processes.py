@@ -64,7 +64,8 @@ def train(optimizer, options):
 
     def own(x):
         """This process's part of a batch."""
-        return np.split(x, jax.process_count())[jax.process_index()]
+        shard = meshes.input_shard(sharding, len(x))
+        return np.split(x, shard.count)[shard.index]
 
     def place(tree):
         return jax.tree.map(

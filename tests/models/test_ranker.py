@@ -13,12 +13,14 @@ from rankax.data.card import (
     Card,
     CategoricalField,
     Label,
+    NumericField,
     SequenceColumn,
     SequenceField,
     Split,
     Table,
+    VectorField,
 )
-from rankax.data.parquet import DatasetWriter
+from rankax.data.dataset_writer import DatasetWriter
 from rankax.data.schema import Schema
 from rankax.data.source import load_card, open_split
 from rankax.layers import pooling
@@ -157,6 +159,52 @@ def test_a_model_of_weighted_lists_needs_their_weights(packed):
     with pytest.raises(ValueError, match=r"\['scores', 'deltas'\] have weights, but"):
         ranker(*inputs)
     assert ranker(*inputs, bag_weights=arrays["bag_weights"]).shape == (5, 1)
+
+
+def test_every_value_of_a_vector_reaches_the_logits(tmp_path):
+    card = Card(
+        name="images",
+        tables=(Table(name="item", num_rows=7),),
+        fields=(
+            VectorField(name="image", width=3),
+            CategoricalField(name="item", table="item"),
+            NumericField(name="price"),
+        ),
+        labels=(Label(name="click"),),
+        splits={"train": Split(num_rows=2)},
+    )
+    columns = {
+        "image": [[0.5, -1.0, 2.0], [3.0, 0.25, -0.5]],
+        "item": [6, 0],
+        "price": [1.5, -2.0],
+        "click": [1, 0],
+    }
+    with DatasetWriter(tmp_path / "images") as writer:
+        writer.write("train", pa.table(columns))
+        writer.finish(card)
+    config = ParquetConfig(path=str(tmp_path / "images"))
+    schema = Schema.select(load_card(config))
+    source = open_split(config, "train", schema)
+    arrays = packing.pack(source.read(0), schema, where=source.name)
+    backbone = base.named_config("dcnv2", embedding_dim=2, hidden_dims=(5,))
+    ranker = Ranker(
+        ModelConfig(backbone=backbone), schema, {"embedding": 2}, rngs=nnx.Rngs(0)
+    )
+    leaves = jax.tree.leaves(nnx.state(ranker, nnx.Param))
+    width = 2 + 3 + 1  # three cross layers, a hidden layer, the head
+    layers = 3 * (width * width + width) + (width * 5 + 5) + (width + 5 + 1)
+    assert sum(x.size for x in leaves) == layers
+    rows = {"embedding": jnp.ones((2, 1, 2))}
+    numeric = jnp.asarray(arrays["numeric"])
+    assert numeric.tolist() == [[0.5, -1.0, 2.0, 1.5], [3.0, 0.25, -0.5, -2.0]]
+
+    def logits(numeric):
+        return ranker(rows, jnp.asarray(arrays["lengths"]), numeric)
+
+    slopes = jax.grad(lambda numeric: logits(numeric).sum())(numeric)
+    assert (jnp.abs(slopes) > 1e-4).all()
+    moved = logits(numeric.at[0, 2].add(1.0))
+    assert moved[0] != logits(numeric)[0] and moved[1] == logits(numeric)[1]
 
 
 def test_gradients_of_a_weighted_mean_are_its_weights():

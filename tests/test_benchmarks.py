@@ -1,19 +1,39 @@
 """Contestants of one benchmark train the same network, and numbers mean what they say."""
 
+import dataclasses
 import functools
 import json
 import math
 import os
+import pathlib
+import subprocess
+import sys
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from benchmarks import contestants, embedding, engine_alone, measure, models, wire
+from benchmarks import (
+    contestants,
+    embedding,
+    engine_alone,
+    input_layouts,
+    measure,
+    models,
+    readers,
+    wire,
+)
+from benchmarks import input as reading
 from benchmarks.contestants import CONTESTANTS
+from benchmarks.input_layouts import LAYOUTS
 from benchmarks.measure import Schedule
 from benchmarks.models import Workload
+from benchmarks.readers import READERS
+from rankax.data import card, transforms
+from rankax.data.schema import Schema
 from rankax.parallel import mesh as meshes
 
 SMALL = Workload(
@@ -442,3 +462,243 @@ def test_bytes_of_the_wire_section_are_the_formula():
     reference = (n - 1) / n * (ids + 2 * rows) / 1e6 + found["network_mb"]
     assert found["reference_mb"] == pytest.approx(reference, rel=1e-3)
     assert found["engine_mb"] < found["reference_mb"] / 2
+
+
+# ---------------------------------------------------------------- benchmarks/input.py
+
+NUM_EXAMPLES = 5_000  # more than one batch, less than two
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory):
+    """Dataset folder and schema of every layout."""
+    folder = tmp_path_factory.mktemp("layouts")
+    made = {}
+    for name, layout in LAYOUTS.items():
+        layout.write(name, NUM_EXAMPLES, folder / name)
+        made[name] = folder / name, Schema.select(card.load(folder / name))
+    return made
+
+
+def rows_of_column(table, slot, schema):
+    """All rows of a slot, example by example."""
+    spec = schema.tables[slot.table]
+    salt = transforms.table_salt(slot.table)
+    for cell in table[slot.column].to_pylist():
+        ids = cell if isinstance(cell, list) else [cell]
+        if spec.ids == "hash":
+            raw = np.array(ids, np.int64)
+            ids = transforms.hash_rows(raw, num_rows=spec.num_rows, salt=salt).tolist()
+        yield ids
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_expected_totals_are_those_of_a_plain_loop(layouts, name):
+    folder, schema = layouts[name]
+    table = pa.concat_tables(readers.arrow(folder, schema, 0)()).slice(0, 300)
+    labels = table["click"].to_pylist()
+    slots = [list(rows_of_column(table, slot, schema)) for slot in schema.slots]
+    assert readers.expected_totals(folder, schema, 300) == {
+        "examples": 300,
+        "ids": sum(sum(ids) for slot in slots for ids in slot),
+        "numeric": sum(sum(table[f.name].to_pylist()) for f in schema.numeric),
+        "labels": sum(labels),
+        "positives": sum(x[0] * y for x, y in zip(slots[0], labels, strict=True)),
+    }
+
+
+@pytest.mark.parametrize(
+    "layout, name",
+    [(layout, name) for name, r in READERS.items() for layout in r.layouts],
+)
+def test_every_reader_reads_every_example_once(layouts, layout, name):
+    pytest.importorskip(READERS[name].module)
+    folder, schema = layouts[layout]
+    expected = readers.expected_totals(folder, schema, NUM_EXAMPLES)
+    if name == "torch_worker":  # forks, which a process that runs jax must not
+        arguments = (name, folder, NUM_EXAMPLES, 0.0)
+        trial = measure.run_alone(reading.run_reader, *arguments)
+        assert trial["totals"] == expected
+        return
+    epoch = READERS[name].open(folder, schema, NUM_EXAMPLES)
+    for _ in range(2):  # every epoch is a whole one
+        assert readers.totals(epoch(), schema) == expected
+
+
+def test_totals_notice_a_lost_example_and_labels_of_others(layouts):
+    folder, schema = layouts["criteo"]
+    (table,) = readers.arrow(folder, schema, 0)()
+    expected = readers.totals([table], schema)
+    assert readers.totals([table.slice(100), table.slice(0, 100)], schema) == expected
+    assert readers.totals([table.slice(1)], schema) != expected
+    turned = np.roll(table["click"].to_numpy(), 1)
+    place = table.schema.get_field_index("click")
+    found = readers.totals([table.set_column(place, "click", [turned])], schema)
+    assert found.pop("positives") != expected["positives"]
+    assert found.items() <= expected.items()
+
+
+def test_routed_batches_hold_each_row_of_a_batch_once(layouts):
+    folder, schema = layouts["criteo64"]
+    batch = next(iter(READERS["rankax_routed"].open(folder, schema, 0)()))
+    (route,) = batch["routes"]["groups"].values()
+    distinct = sum(len(np.unique(column)) for column in batch["ids"].T)
+    assert distinct < batch["ids"].size
+    assert route["num_requests"].sum() == distinct
+
+
+def test_examples_have_the_shape_that_the_layouts_promise(layouts):
+    folder, schema = layouts["sequence"]
+    (table,) = readers.arrow(folder, schema, 0)()
+    lengths = [len(events) for events in table["past_item"].to_pylist()]
+    assert lengths == [len(events) for events in table["past_category"].to_pylist()]
+    assert (min(lengths), max(lengths)) == (0, input_layouts.MAX_EVENTS)
+    assert np.mean(lengths) == pytest.approx(20, abs=1)
+    assert 0.2 < np.mean(table["click"].to_numpy()) < 0.3
+    folder, schema = layouts["criteo"]
+    (table,) = readers.arrow(folder, schema, 0)()
+    assert table.num_columns == 13 + 26 + 1
+    shares = np.bincount(table["c25"].to_numpy()) / NUM_EXAMPLES
+    # Of density x^-1.05 on [1, 1e6 + 1): ∫ from 1 to 2 over the whole.
+    assert shares.max() == pytest.approx((1 - 2**-0.05) / (1 - 1e6**-0.05), abs=0.02)
+
+
+def test_a_layout_is_written_again_only_when_it_differs(tmp_path):
+    def inode():
+        return (tmp_path / "criteo").stat().st_ino
+
+    layout = LAYOUTS["criteo"]
+    layout.write("criteo", 100, tmp_path / "criteo")
+    before = inode()
+    layout.write("criteo", 100, tmp_path / "criteo")
+    assert inode() == before
+    layout.write("criteo", 101, tmp_path / "criteo")
+    assert card.load(tmp_path / "criteo").splits["train"].num_rows == 101
+
+
+def test_processor_time_of_threads_and_children_counts():
+    burn = "sum(range(10_000_000))"
+    before = reading._cpu_seconds()
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    child = reading._cpu_seconds() - before
+    thread = threading.Thread(target=eval, args=(burn,))
+    thread.start()
+    thread.join()
+    assert child > 0.05
+    assert reading._cpu_seconds() - before - child > 0.05
+
+
+def test_ratios_are_taken_round_by_round():
+    def trials(*cpu_seconds):
+        return [{"rows": 1_000_000, "cpu_s": s, "wall_s": 2 * s} for s in cpu_seconds]
+
+    results = {
+        "arrow": trials(0.1, 0.2, 0.1),
+        "rankax": trials(0.2, 0.2, 0.4),
+        "grain": trials(20, 40, 40),
+    }
+    records = [
+        {"layout": "criteo", "reader": name, **reading.summarize(results, name)}
+        for name in results
+    ]
+    assert records[1]["rows_per_cpu_second"] == pytest.approx(5e6)
+    assert records[1]["rows_per_second"] == pytest.approx(2.5e6)
+    assert records[1]["of_limit"] == pytest.approx(0.5)
+    table = reading.table(records).splitlines()
+    assert "| rankax, shuffled | 5.000 | 50.0% (25.0% - 100.0%) | 1.00 |" in table[3]
+    assert "| 0.025 | 0.5% (0.2% - 0.5%) | 100.00 | 0.013 |" in table[4]
+    alone = reading.summarize({"grain": results["grain"]}, "grain")
+    table = reading.table([{"layout": "criteo", "reader": "grain", **alone}])
+    assert "| 0.025 |  |  | 0.013 |" in table
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Runs the benchmark on few examples, in this process."""
+
+    def run(flags):
+        path = tmp_path / "result.json"
+        line = f"input --quick --json {path} --folder {tmp_path / 'data'} {flags}"
+        monkeypatch.setattr("sys.argv", line.split())
+        reading.main()
+        return json.loads(path.read_text())
+
+    few = dataclasses.replace(LAYOUTS["criteo"], num_quick_rows=500)
+    monkeypatch.setitem(LAYOUTS, "criteo", few)
+    monkeypatch.setattr(measure, "run_alone", lambda f, *args: f(*args))
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)
+    return run
+
+
+def test_command_reads_and_writes_table_and_json(command, capsys):
+    content = command("--layouts=criteo --readers=arrow,rankax_in_order --rounds=1")
+    shown = capsys.readouterr()
+    assert "| criteo | Arrow decode alone |" in shown.out
+    assert "| criteo | rankax, in order |" in shown.out
+    assert "criteo, round 1 of 1: arrow " in shown.err
+    assert content["versions"]["pyarrow"] == pa.__version__
+    ours = content["reading"][1]
+    (trial,) = ours["trials"]
+    assert trial["cpu_s"] >= 0.3
+    assert trial["totals"]["examples"] == 500
+    assert ours["rows_per_cpu_second"] == trial["rows"] / trial["cpu_s"]
+
+
+def test_a_reader_that_loses_examples_ends_the_benchmark(command, monkeypatch):
+    def lossy(folder, schema, rows):
+        epoch = readers.arrow(folder, schema, rows)
+        return lambda: (table.slice(1) for table in epoch())
+
+    reader = dataclasses.replace(READERS["dataset"], open=lossy)
+    monkeypatch.setitem(READERS, "dataset", reader)
+    with pytest.raises(SystemExit, match=r"packed, in order read .* 499.* expected "):
+        command("--layouts=criteo --readers=dataset")
+
+
+def test_training_tells_the_input_wait_of_the_run(command, monkeypatch, capsys):
+    def run(arguments, **_):
+        flags = dict(x.split("=", 1) for x in arguments if "=" in x)
+        folder = pathlib.Path(flags["--workdir"])
+        folder.mkdir()
+        data = card.load(flags["--config.data.source.path"])
+        assert data.splits["train"].num_rows == 500
+        assert flags["--config.train.num_steps"] == "200"
+        lines = [
+            {"split": "train", "input_wait": 0.01},
+            {"split": "train"},  # a window of one step has no time
+            {"split": "valid", "input_wait": 0.9},
+        ]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        result = {"examples_per_second": 1e4, "input_wait": 0.012}
+        (folder / "result.json").write_text(json.dumps(result))
+
+    monkeypatch.setattr("subprocess.run", run)
+    content = command("--train")
+    assert content["training"]["input_wait"] == 0.012
+    assert content["training"]["input_waits"] == [0.01]
+    expected = "200 steps: 10,000 examples/s, input-wait 1.20% (windows: 1.00%)"
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--layouts=criteo,sequences", "'sequences' is unknown; did you mean"),
+        ("--readers=tensorflow", "'tensorflow' is unknown"),
+        ("--rounds=0", "--rounds=0 is not a positive number"),
+        ("--json=nowhere/a.json", "there is no folder nowhere"),
+        ("--train --readers=arrow", "--readers is not for --train"),
+    ],
+)
+def test_input_flags_that_cannot_be_used_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        reading.parse_arguments(flags.split())
+    assert message in capsys.readouterr().err
+
+
+def test_a_reader_that_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name != "torch")
+    with pytest.raises(SystemExit):
+        reading.parse_arguments(["--readers=arrow,torch"])
+    assert "what torch need; " in (error := capsys.readouterr().err)
+    assert "--readers=arrow\n" in error

@@ -10,14 +10,16 @@ histories takes no more memory than its row group.
 """
 
 from collections.abc import Mapping, Sequence
-import contextlib
 import dataclasses
+import functools
+import threading
 from typing import NamedTuple
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
+_NONE = np.empty(0, np.uint32)
 _SPARE_WORDS = 16  # lines of 2^k bytes would all compete for one set of the cache
 
 
@@ -51,15 +53,18 @@ class Lists(NamedTuple):
         array: name of the array.
         place: first column there.
         bag: its line in `Block.starts` and `Block.lengths`.
-        windows: [v + 1, L], the values from each place on.
-        padding: what follows the last value of a list.
+        width: L.
+        values: [v] of 4 bytes each, all lists one after the other.
+        is_padded_with_ones: what follows the last value of a list has all bits set,
+            which is -1, or none.
     """
 
     array: str
     place: int
     bag: int
-    windows: np.ndarray
-    padding: int
+    width: int
+    values: np.ndarray
+    is_padded_with_ones: bool
 
 
 class _Span(NamedTuple):
@@ -85,6 +90,7 @@ class Block:
         spans: where the lines belong.
         wide: the columns that hold several values per example, in the order wanted.
         lists: the list columns.
+        windows: for each of them [v + 1], the L values from each place on.
         starts: [M, n] int64, where the kept part of each list begins in its values.
         lengths: [M, n] int32, the number of kept values.
     """
@@ -95,8 +101,10 @@ class Block:
     spans: tuple[_Span, ...]
     wide: tuple[Wide, ...]
     lists: tuple[Lists, ...]
+    windows: tuple[np.ndarray, ...]
     starts: np.ndarray
     lengths: np.ndarray
+    memory: tuple[np.ndarray, ...]
 
 
 class Buffers:
@@ -109,19 +117,23 @@ class Buffers:
     def __init__(self) -> None:
         """Starts without any."""
         self._free: list[np.ndarray] = []
+        self._lock = threading.Lock()
 
     def take(self, num_words: int) -> np.ndarray:
-        """Returns that many words uint32 of any content."""
-        with contextlib.suppress(IndexError):
-            buffer = self._free.pop()
-            if len(buffer) >= num_words:
-                return buffer[:num_words]
-        return np.empty(num_words, np.uint32)
+        """Returns at least that many words uint32 of any content.
+
+        A little more, as the lists of the next row group may be a little longer.
+        """
+        with self._lock:
+            for i, buffer in enumerate(self._free):
+                if num_words <= len(buffer) <= 2 * num_words:
+                    return self._free.pop(i)
+        return np.empty(num_words + num_words // 32, np.uint32)
 
     def give_back(self, block: Block) -> None:
         """Takes the memory of a block that nobody will use again."""
-        assert block.words.base is not None
-        self._free.append(block.words.base)
+        with self._lock:
+            self._free.extend(block.memory)
 
 
 class Part(NamedTuple):
@@ -156,8 +168,9 @@ def make(
         buffers: where the memory comes from.
     """
     num_words = sum(line.values.dtype.itemsize // 4 for line in lines)
-    words = (buffers or Buffers()).take(num_words * num_rows)
-    words = words.reshape(num_words, num_rows)
+    buffers = buffers or Buffers()
+    memory = [buffers.take(num_words * num_rows)]
+    words = memory[0][: num_words * num_rows].reshape(num_words, num_rows)
     spans: list[_Span] = []
     at = 0
     for name, place, values in lines:
@@ -181,8 +194,21 @@ def make(
         _put(lengths[bag], length, order)
     if order is not None:
         wide = [w._replace(values=w.values.take(order, axis=0)) for w in wide]
+    windows = []
+    for column in lists:
+        memory.append(buffers.take(len(column.values) + column.width))
+        windows.append(_windows(column.values, column.width, memory[-1]))
     return Block(
-        num_rows, form, words, tuple(spans), tuple(wide), tuple(lists), starts, lengths
+        num_rows=num_rows,
+        form=form,
+        words=words,
+        spans=tuple(spans),
+        wide=tuple(wide),
+        lists=tuple(column._replace(values=_NONE) for column in lists),
+        windows=tuple(windows),
+        starts=starts,
+        lengths=lengths,
+        memory=tuple(memory),
     )
 
 
@@ -209,14 +235,19 @@ def join(parts: Sequence[Part]) -> Arrays:
         np.concatenate(
             [b.wide[i].values[low:high] for b, low, high in parts], out=array
         )
-    for i, (name, place, bag, windows, padding) in enumerate(first.lists):
-        width = windows.shape[1]
-        array = arrays[name][:, place : place + width]
+    for i, column in enumerate(first.lists):
+        array = arrays[column.array].view(np.uint32)
+        array = array[:, column.place : column.place + column.width]
+        is_padding = _is_padding(column.width)
+        combine, bits = np.bitwise_and, ~is_padding
+        if column.is_padded_with_ones:
+            combine, bits = np.bitwise_or, is_padding
         for (block, low, high), stop in zip(parts, stops, strict=True):
-            begin = block.starts[bag, low:high]
-            array[stop - len(begin) : stop] = block.lists[i].windows[begin]
-        is_padding = np.arange(width) >= lengths[bag][:, None]
-        np.copyto(array, padding, where=is_padding)
+            found = block.windows[i][block.starts[column.bag, low:high]]
+            words = found.view(np.uint32).reshape(-1, column.width)
+            length = block.lengths[column.bag, low:high]
+            rows = slice(stop - (high - low), stop)
+            combine(words, bits.take(length, axis=0), out=array[rows])
     for name, (_, width) in first.form.items():
         if width is None:
             arrays[name] = arrays[name][:, 0]
@@ -224,10 +255,22 @@ def join(parts: Sequence[Part]) -> Arrays:
     return arrays
 
 
-def windows(values: np.ndarray, width: int) -> np.ndarray:
-    """Returns [v + 1, width], the values [v] from each place on; zeros follow them."""
-    tailed = np.concatenate([values, np.zeros(width, values.dtype)])
-    return np.lib.stride_tricks.sliding_window_view(tailed, width)
+def _windows(values: np.ndarray, width: int, memory: np.ndarray) -> np.ndarray:
+    """Returns [v + 1], the `width` values from each place on, as one item each.
+
+    Items of their whole size are copied at once, twice as fast as one by one. What
+    follows the last value is of no account, but must be there.
+    """
+    memory[: len(values)].view(values.dtype)[:] = values
+    item = np.dtype((np.void, 4 * width))
+    return np.ndarray(len(values) + 1, item, buffer=memory, strides=4)
+
+
+@functools.cache
+def _is_padding(width: int) -> np.ndarray:
+    """Returns by length [L + 1, L] uint32, all bits set from that place on."""
+    is_padding = np.arange(width) >= np.arange(width + 1)[:, None]
+    return np.where(is_padding, np.uint32(2**32 - 1), np.uint32(0))
 
 
 def _put(out: np.ndarray, values: np.ndarray, order: np.ndarray | None) -> None:

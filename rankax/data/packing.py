@@ -80,14 +80,17 @@ def encode(
         values, offsets = columns.lists(slot, schema.tables[slot.table])
         first = bags.setdefault(slot.bag, (slot.column, offsets))
         _check_aligned(slot, first, (slot.column, offsets), where)
-        rows = blocks.windows(_rows(values, slot, schema, where), slot.width)
-        lists.append(blocks.Lists("ids", slot.start, slot.bag, rows, PADDING))
+        rows = _rows(values, slot, schema, where)
+        lists.append(
+            blocks.Lists("ids", slot.start, slot.bag, slot.width, rows, PADDING == -1)
+        )
         if slot.weights:
             values, offsets = columns.weights(slot)
             _check_aligned(slot, first, (slot.weights, offsets), where)
-            weights = blocks.windows(values, slot.width)
             start = slot.weights_start
-            lists.append(blocks.Lists("bag_weights", start, slot.bag, weights, 0))
+            lists.append(
+                blocks.Lists("bag_weights", start, slot.bag, slot.width, values, False)
+            )
     start = 0
     for field in schema.numeric:
         if isinstance(field, VectorField):

@@ -83,7 +83,7 @@ def open_train(folder, fields=()):
 @pytest.mark.parametrize("shuffle", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("shard_count", [1, 2])
 def test_memory_is_bounded_by_lanes_and_prefetch(tmp_path, shuffle, shard_count):
-    num_threads, rows, size = 1, 8192, 512
+    num_threads, rows, size = 1, 4096, 256
     in_use = LANES // shard_count + num_threads + 1
     # The constant: each thread reads one row group and packs it.
     bound = in_use + 4 * num_threads

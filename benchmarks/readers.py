@@ -78,9 +78,7 @@ def rankax(
         num_epochs=None,
         map_batch=map_batch,
     )
-    num_batches = lanes.num_batches_per_epoch(
-        split, batch_size=BATCH_SIZE, lanes=LANES
-    )
+    num_batches = lanes.num_batches_per_epoch(split, batch_size=BATCH_SIZE, lanes=LANES)
     return lambda: itertools.islice((batch for batch, _ in batches), num_batches)
 
 

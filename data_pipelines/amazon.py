@@ -30,10 +30,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from data_pipelines import command, conversion, raw_files
-from data_pipelines.columns import ranges
-from data_pipelines.histories import Past, past_events
-from data_pipelines.plan import LabelRule, Plan
+from data_pipelines.engine import command, conversion, raw_files
+from data_pipelines.engine.columns import ranges
+from data_pipelines.engine.histories import Past, past_events
+from data_pipelines.engine.plan import LabelRule, Plan
 from rankax.data.card import (
     Card,
     CategoricalField,
@@ -73,6 +73,7 @@ def convert(
     num_negatives: int = 4,
     same_day: bool = False,
     seed: int = 0,
+    cluster: str = "",
 ) -> Card:
     """Writes the dataset folder.
 
@@ -83,6 +84,7 @@ def convert(
         num_negatives: items drawn for each positive of train.
         same_day: histories also take what stands before the target on its own day.
         seed: of the draws.
+        cluster: see `conversion.convert`.
 
     Raises:
         DataError: a file is missing or is not what it should be.
@@ -160,7 +162,7 @@ def convert(
             "train, test after dev), as in the published tables"
         )
     rows = conversion.TableRows(tables, plan, rule=rule)
-    return conversion.convert(plan, rows, out, overwrite=overwrite)
+    return conversion.convert(plan, rows, out, overwrite=overwrite, cluster=cluster)
 
 
 def _rows(
@@ -371,7 +373,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the draws (default: %(default)s)"
     )
-    flags = parser.parse_args(arguments)
+    flags = command.parse(parser, arguments)
     command.run(lambda: convert(**vars(flags)), flags.out)
 
 

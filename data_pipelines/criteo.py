@@ -2,49 +2,81 @@ r"""Criteo click logs: 13 counts and 26 categories of display advertisements.
 
     python -m data_pipelines.criteo --raw=DIR --out=datasets/criteo [--file=NAME]
 
-DIR holds Parquet files with columns label, I1 .. I13 and C1 .. C26, or the text that
-Criteo publishes: `train.txt` of the Kaggle challenge or a day of the 1 TB logs
-(`day_0.gz`), tab separated, no header, the categories as hex codes of 8 digits, empty =
-missing. Where the file has a column `split`, that is kept; else its rows are in the
-order of time: the first 80 % train, the next 10 % are valid, the last 10 % test. It is
-read in chunks, as often as needed.
+DIR holds what Criteo publishes: `train.txt` of the Kaggle challenge, or days of the
+1 TB logs (`day_0` .. `day_23`, or packed as `day_0.gz`), tab separated, no header, the
+categories as hex codes of 8 digits, empty = missing; or Parquet files with columns
+label, I1 .. I13 and C1 .. C26. Without --file the first of these that is there is
+taken, of days all of them. Files are read in parts, and never whole.
+
+--split says which rows train, are valid, and test:
+
+    column   a column `split` says it (where there is one, the default)
+    order    rows are in the order of time: the first 80 %, the next 10 %, the last 10 %
+    bars_x4  random 8:1:1 in each class, as Criteo_x4 of the BARS leaderboards
+    mlperf   days 0 .. 22, the first half of day 23, its second half
 
 Every count is there twice: I1 .. I13 are numbers, sign(x)·log(1 + |x|), and
 I1_bucket .. I13_bucket ids, floor(ln(x)²) where x > 2, else x, the rule of the
-leaderboards. Choose by config.data.fields. Licence of the data: Criteo's terms; nothing
-of it is in this repository.
+leaderboards. Choose by config.data.fields. --hash=ROWS makes no vocabularies: the
+tables of C1 .. C26 have that many rows, to which ids are hashed when they are read, and
+all is done in one pass. Licence of the data: Criteo's terms; nothing of it is in this
+repository.
 """
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions when it is imported.
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+import os
 import pathlib
+import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
-from data_pipelines import command, conversion, raw_files
-from data_pipelines.columns import ranges
-from data_pipelines.plan import LabelRule, Plan
-from data_pipelines.splits import SPLITS
+from data_pipelines.engine import command, conversion, line_rows
+from data_pipelines.engine.columns import ranges
+from data_pipelines.engine.line_rows import (
+    ByColumn,
+    ByLine,
+    LineRows,
+    ParquetFile,
+    Rule,
+)
+from data_pipelines.engine.plan import LabelRule, Plan
+from data_pipelines.engine.text import Layout, TextFile
 from rankax.data.card import Card, CategoricalField, DataError, NumericField
+from rankax.data.storage import Location
 
 NUMERIC = tuple(f"I{i}" for i in range(1, 14))
 BUCKETS = tuple(f"{name}_bucket" for name in NUMERIC)
 CATEGORICAL = tuple(f"C{i}" for i in range(1, 27))
 DEFAULT_FILES = ("criteo_kaggle_16k.parquet", "train.txt")
+NUM_DAYS = 24
+SPLIT_RULES = ("column", "order", "bars_x4", "mlperf")
+# Some 100 buckets are in use; in so many rows hardly two of them meet.
+BUCKET_ROWS = 1 << 14
 
+LAYOUT = Layout(
+    {
+        "label": "label",
+        **dict.fromkeys(NUMERIC, "int"),
+        **dict.fromkeys(CATEGORICAL, "hex"),
+    }
+)
 # Start of a range of the number of missing values -> its name.
 NUM_MISSING = {0: "0", 1: "1-4", 5: "5-9", 10: "10+"}
 
 
-def make_plan(file: pathlib.Path, *, min_count: int) -> Plan:
-    """Returns what the dataset folder made of this file shall hold."""
-    ids = (*BUCKETS, *CATEGORICAL)
+def make_plan(
+    files: Sequence[pathlib.Path], *, min_count: int = 2, hash_rows: int = 0
+) -> Plan:
+    """Returns what the dataset folder made of these files shall hold."""
+    ids, hashed = (*BUCKETS, *CATEGORICAL), {}
+    if hash_rows:
+        hashed = dict.fromkeys(BUCKETS, min(hash_rows, BUCKET_ROWS))
+        hashed |= dict.fromkeys(CATEGORICAL, hash_rows)
     return Plan(
         name="criteo",
         fields=(
@@ -52,11 +84,14 @@ def make_plan(file: pathlib.Path, *, min_count: int) -> Plan:
             *(CategoricalField(name=name, table=name) for name in ids),
         ),
         labels=(LabelRule(name="ctr", column="label"),),
+        hashed=hashed,
         min_count=min_count,
-        slices=("num_missing", "C9"),
+        # The values of C9 are not known before all is read, which takes two passes.
+        slices=("num_missing",) if hash_rows else ("num_missing", "C9"),
+        slice_values={"num_missing": tuple(NUM_MISSING.values())},
         origin=(
             "Criteo Display Advertising Challenge (Kaggle, 2014) or Criteo 1 TB click "
-            f"logs, file {file.name}"
+            f"logs, {_named(files)}"
         ),
         licence="Criteo's terms",
     )
@@ -64,178 +99,191 @@ def make_plan(file: pathlib.Path, *, min_count: int) -> Plan:
 
 def convert(
     raw: pathlib.Path,
-    out: pathlib.Path,
+    out: str | os.PathLike[str] | Location,
     *,
     overwrite: bool = False,
+    cluster: str = "",
     file: str = "",
-    min_count: int = 2,
+    split: str = "",
+    hash_rows: int = 0,
+    min_count: int | None = None,
+    on_bad_line: str = "error",
 ) -> Card:
     """Writes the dataset folder.
 
     Args:
         raw: folder of the raw files.
-        out: dataset folder to make.
+        out: dataset folder to make, a path or URI.
         overwrite: replace a dataset folder that is there.
-        file: which file of `raw`; "" = the first of `DEFAULT_FILES` that is there.
-        min_count: ids that training has less often are unknown ids.
+        cluster: address of a Ray cluster; "" = this machine alone.
+        file: which file of `raw`; "" = what is there.
+        split: one of `SPLIT_RULES`; "" = by column, or in order where there is none.
+        hash_rows: rows of the tables of C1 .. C26; 0 = vocabularies.
+        min_count: ids that training has less often are unknown ids; None = 2 for
+            vocabularies.
+        on_bad_line: "error" or "skip".
 
     Raises:
-        DataError: the file is missing or is not what this module knows.
+        DataError: a file is missing or is not what this module knows.
     """
-    path = _find(raw, file)
-    plan = make_plan(path, min_count=min_count)
-    return conversion.convert(plan, FileRows(path), out, overwrite=overwrite)
-
-
-class FileRows:
-    """The examples of one file by split, read anew for every pass."""
-
-    def __init__(self, file: pathlib.Path):
-        """Finds out how the file is split.
-
-        Raises:
-            DataError: a column is missing, or the file cannot be read.
-        """
-        self._file = file
-        self._columns = ["label", *NUMERIC, *CATEGORICAL]
-        self._is_parquet = file.suffix == ".parquet"
-        self._has_split = False
-        self.names: tuple[str, ...] = SPLITS
-        try:
-            if self._is_parquet:
-                found = pq.read_schema(file).names
-                missing = [name for name in self._columns if name not in found]
-                if missing:
-                    raise DataError(
-                        f"{file}: columns {missing} are missing, found {found}"
-                    )
-                self._has_split = "split" in found
-                num_rows = pq.read_metadata(file).num_rows
-            else:
-                num_rows = sum(chunk.num_rows for chunk in self._open_text(["label"]))
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file}: {error}") from error
-        self._cuts = [num_rows * 8 // 10, num_rows * 9 // 10]
-        self.rule = (
-            "in file order, which is that of time: first 80 % train, next 10 % valid, "
-            "last 10 % test"
+    if hash_rows and min_count is not None:
+        raise DataError(
+            f"--min_count={min_count}: with --hash there are no vocabularies that rare "
+            "ids could be left out of; leave one of the two away"
         )
-        if self._has_split:
-            self.rule = f"by column split of {file.name}"
-
-    def chunks(self, *, only_train: bool = False) -> Iterator[tuple[str, pa.Table]]:
-        """Yields (split, examples)."""
-        start = 0
-        try:
-            for batch in self._open():
-                number = self._split_numbers(batch, start)
-                start += batch.num_rows
-                for i, name in enumerate(self.names[: 1 if only_train else None]):
-                    part = batch.filter(pa.array(number == i))
-                    if part.num_rows:
-                        yield name, make_examples(part)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self._file}, after row {start}: {error}") from error
-
-    def _open(self) -> Iterator[pa.RecordBatch]:
-        if not self._is_parquet:
-            return self._open_text(self._columns)
-        columns = [*self._columns, "split"] if self._has_split else self._columns
-        file = pq.ParquetFile(self._file)
-        return file.iter_batches(raw_files.PARQUET_ROWS, columns=columns)
-
-    def _open_text(self, columns: list[str]) -> pyarrow.csv.CSVStreamingReader:
-        types = dict.fromkeys(self._columns, pa.int64())
-        types |= dict.fromkeys(CATEGORICAL, pa.binary(8))
-        return pyarrow.csv.open_csv(
-            self._file,
-            pyarrow.csv.ReadOptions(
-                column_names=self._columns, block_size=raw_files.CSV_BLOCK_BYTES
-            ),
-            pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False),
-            pyarrow.csv.ConvertOptions(
-                include_columns=columns, column_types=types, null_values=[""]
-            ),
-        )
-
-    def _split_numbers(self, batch: pa.RecordBatch, start: int) -> np.ndarray:
-        if not self._has_split:
-            row = np.arange(start, start + batch.num_rows)
-            return np.searchsorted(self._cuts, row, side="right")
-        number = pc.index_in(batch["split"], value_set=pa.array(SPLITS))
-        if number.null_count:
-            wrong = batch["split"].filter(number.is_null()).unique().to_pylist()
-            raise DataError(
-                f"{self._file}: column 'split' holds {wrong[:3]}, expected "
-                f"only {SPLITS}"
-            )
-        return number.to_numpy()
+    paths = _find(raw, file, split)
+    min_count = 1 if hash_rows else 2 if min_count is None else min_count
+    plan = make_plan(paths, min_count=min_count, hash_rows=hash_rows)
+    rows = file_rows(paths, split=split, on_bad_line=on_bad_line)
+    return conversion.convert(plan, rows, out, overwrite=overwrite, cluster=cluster)
 
 
-def make_examples(batch: pa.RecordBatch) -> pa.Table:
+def file_rows(
+    paths: Sequence[pathlib.Path], *, split: str = "", on_bad_line: str = "error"
+) -> LineRows:
+    """Returns the examples of text files, or of one Parquet file.
+
+    Raises:
+        DataError: a file is not what this module knows, or has no such split.
+    """
+    if paths[0].suffix == ".parquet":
+        files = [ParquetFile(paths[0], (*NUMERIC, *CATEGORICAL), one_of=("label",))]
+    else:
+        files = [TextFile(path, LAYOUT, on_bad_line=on_bad_line) for path in paths]
+    has_column = isinstance(files[0], ParquetFile) and files[0].has_split
+    rule: Rule
+    match split or ("column" if has_column else "order"):
+        case "column" if has_column:
+            rule = ByColumn(paths[0].name)
+        case "column":
+            raise DataError(f"--split=column: {paths[0]} has no column 'split'")
+        case "order":
+            rule = line_rows.in_order(files)
+        case "bars_x4":
+            rule = line_rows.as_bars_x4(files, "label")
+        case _:
+            rule = _as_mlperf(files)
+    return LineRows(files, make_examples, rule, flags=on_bad_line)
+
+
+def make_examples(rows: pa.Table) -> pa.Table:
     """Derives the columns of the fields and slices; missing values stay null.
 
     Args:
-        batch: label, I1 .. I13 integers, C1 .. C26 integers or hex codes of 8 digits.
+        rows: integers label, I1 .. I13, C1 .. C26.
     """
-    columns = {"label": batch["label"]}
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {"label": rows["label"]}
     for name, bucket in zip(NUMERIC, BUCKETS, strict=True):
-        count = batch[name].cast(pa.float64())
-        columns[name] = pc.multiply(pc.sign(count), pc.log1p(pc.abs(count)))
-        large = pc.floor(pc.power(pc.ln(count), 2))
-        columns[bucket] = pc.if_else(pc.greater(count, 2), large, count).cast(
-            pa.int64()
-        )
+        count = rows[name]
+        is_null = np.asarray(count.is_null(), bool)
+        values = np.asarray(pc.fill_null(count, 0))
+        columns[name] = pa.array(_of_counts(values, _logs, _LOGS), mask=is_null)
+        buckets = _of_counts(values, _buckets, _BUCKETS)
+        columns[bucket] = pa.array(buckets, mask=is_null)
+    missing = np.zeros(rows.num_rows, np.uint8)
+    for name in (*NUMERIC, *CATEGORICAL):
+        if rows[name].null_count:
+            missing += np.asarray(rows[name].is_null(), bool)
     for name in CATEGORICAL:
-        is_hex = pa.types.is_fixed_size_binary(batch[name].type)
-        codes = _from_hex(batch[name], name) if is_hex else batch[name]
-        columns[name] = codes.cast(pa.int64())
-    missing = sum(
-        batch[name].is_null().to_numpy(zero_copy_only=False).astype(int)
-        for name in (*NUMERIC, *CATEGORICAL)
-    )
-    columns["num_missing"] = ranges(np.asarray(missing), NUM_MISSING)
+        columns[name] = rows[name].cast(pa.int64())
+    columns["num_missing"] = ranges(missing, NUM_MISSING)
     return pa.table(columns)
 
 
-# Value of each byte as a hex digit; 255 = it is none.
-_DIGITS = np.full(256, 255, np.uint8)
-_DIGITS[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
-_DIGITS[np.frombuffer(b"ABCDEF", np.uint8)] = np.arange(10, 16)
+def _logs(counts: np.ndarray) -> np.ndarray:
+    """Returns sign(x)·log(1 + |x|)."""
+    return np.sign(counts) * np.log1p(np.abs(counts))
 
 
-def _from_hex(codes: pa.Array, column: str) -> pa.Array:
-    """Returns the numbers int64 of hex codes of 8 digits; null stays null."""
-    full = pc.fill_null(codes, b"0" * 8)
-    text = np.frombuffer(full.buffers()[1], np.uint8)[8 * full.offset :]
-    digits = _DIGITS[text[: 8 * len(full)].reshape(-1, 8)]
-    is_bad = (digits == 255).any(axis=1)
-    if is_bad.any():
-        found = full[int(np.argmax(is_bad))].as_py()
-        raise DataError(
-            f"column {column!r} holds {found!r}, expected hex codes of 8 digits"
-        )
-    values = digits @ (16 ** np.arange(7, -1, -1, dtype=np.int64))
-    return pa.array(values, mask=codes.is_null().to_numpy(zero_copy_only=False))
+def _buckets(counts: np.ndarray) -> np.ndarray:
+    """Returns floor(ln(x)²) where x > 2, else x."""
+    large = np.floor(np.log(np.maximum(counts, 1)) ** 2)
+    return np.where(counts > 2, large, counts).astype(np.int64)
 
 
-def _find(raw: pathlib.Path, name: str) -> pathlib.Path:
-    for candidate in (name,) if name else DEFAULT_FILES:
-        if (raw / candidate).is_file():
-            return raw / candidate
-    found = sorted(path.name for path in raw.iterdir()) if raw.is_dir() else []
-    raise DataError(
-        f"{raw}: {name or ' and '.join(DEFAULT_FILES)} not there, found {found[:20]}; "
-        "pass --file=NAME of a file in --raw"
-    )
+# Nearly all counts are small, and a table is quicker than a logarithm.
+_SMALL = np.arange(-8, 1 << 16)
+_LOGS, _BUCKETS = _logs(_SMALL), _buckets(_SMALL)
+
+
+def _of_counts(
+    counts: np.ndarray,
+    function: Callable[[np.ndarray], np.ndarray],
+    table: np.ndarray,
+) -> np.ndarray:
+    """Returns function(counts); `table` is function(_SMALL)."""
+    place = counts - _SMALL[0]
+    result = table.take(place, mode="clip")
+    is_large = (place < 0) | (place >= len(table))
+    if is_large.any():
+        result[is_large] = function(counts[is_large])
+    return result
+
+
+def _as_mlperf(files: Sequence[TextFile | ParquetFile]) -> ByLine:
+    """Cuts the last day into halves; its first has the odd row."""
+    starts = line_rows.first_lines(files[-1:])
+    num_train_parts = sum(file.num_parts for file in files[:-1])
+    half = (int(starts[-1]) + 1) // 2
+    # All lines of the other days stand before the first cut.
+    starts = np.concatenate([np.full(num_train_parts, -(2**62)), starts])
+    text = "days 0-22 train, first half of day 23 valid, second half test (MLPerf)"
+    return ByLine(starts, (0, half), text)
+
+
+def _find(raw: pathlib.Path, name: str, split: str) -> list[pathlib.Path]:
+    there = sorted(raw.iterdir()) if raw.is_dir() else []
+    days = {
+        int(match[1]): path
+        for path in there
+        if (match := re.fullmatch(r"day_(\d+)(?:\.gz)?", path.name))
+    }
+    if split == "mlperf":
+        missing = [day for day in range(NUM_DAYS) if day not in days]
+        if missing or name:
+            raise DataError(
+                f"{raw}: --split=mlperf takes the {NUM_DAYS} files day_0 .. "
+                f"day_{NUM_DAYS - 1} (or .gz) and no --file, missing are {missing}"
+            )
+        return [days[day] for day in range(NUM_DAYS)]
+    is_default = any((raw / default).is_file() for default in DEFAULT_FILES)
+    if days and not name and not is_default:
+        return [days[day] for day in sorted(days)]
+    return [command.find_file(raw, name, DEFAULT_FILES)]
+
+
+def _named(files: Sequence[pathlib.Path]) -> str:
+    if len(files) == 1:
+        return f"file {files[0].name}"
+    return f"{len(files)} files {files[0].name} .. {files[-1].name}"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
     parser = command.parser("criteo", __doc__)
     parser.add_argument("--file", default="", metavar="NAME", help="file in --raw")
-    command.add_min_count(parser, default=2)
-    flags = parser.parse_args(arguments)
+    parser.add_argument(
+        "--split",
+        default="",
+        choices=SPLIT_RULES,
+        help="see above (default: column, or order where there is none)",
+    )
+    parser.add_argument(
+        "--hash",
+        dest="hash_rows",
+        type=int,
+        default=0,
+        metavar="ROWS",
+        help="hash C1 .. C26 to tables of so many rows, instead of vocabularies",
+    )
+    parser.add_argument(
+        "--min_count",
+        type=int,
+        metavar="N",
+        help="ids that training has less often are unknown ids (default: 2)",
+    )
+    command.add_on_bad_line(parser)
+    flags = command.parse(parser, arguments)
     command.run(lambda: convert(**vars(flags)), flags.out)
 
 

@@ -2,22 +2,29 @@ r"""Frappe_x1: mobile app usage in context, in the split of the BARS leaderboard
 
     python -m data_pipelines.frappe --raw=DIR --out=datasets/frappe_x1
 
-DIR holds `train_reconstructed.parquet`, `valid.parquet` and `test.parquet`: integer
-columns label and ten id fields, whose ids share one space of 5,382. The data set gets
-one table per field, so each field's offset is subtracted. Licence of the data:
-research, non-commercial, no redistribution; nothing of it is in this repository.
+DIR holds `train.csv`, `valid.csv` and `test.csv` as RecZoo publishes them (DIR may also
+be the folder around; `python -m data_pipelines.download frappe_x1` fetches them), or
+`train_reconstructed.parquet`, `valid.parquet` and `test.parquet`, whose training
+negatives are drawn anew; where both are there the published files are read, byte for
+byte as their md5 says. Integer columns: label and ten id fields, whose ids share one
+space of 5,382. The data set gets one table per field, so each field's offset is
+subtracted. Licence of the data: research, non-commercial, no redistribution; nothing
+of it is in this repository.
 """
 
 import dataclasses
+import hashlib
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 
-from data_pipelines import command, raw_files
+from data_pipelines.engine import command, raw_files
 from rankax.data.card import Card, CategoricalField, DataError, Label, Split, Table
-from rankax.data.parquet import DatasetWriter
+from rankax.data.dataset_writer import DatasetWriter
 
 # Field -> number of its ids; a field's ids follow those of the field before it.
 FIELDS = {
@@ -46,21 +53,41 @@ class RawSplit(NamedTuple):
     file: str
     num_rows: int
     positive_rate: float  # to four decimals
+    md5: str = ""  # of the whole file
 
 
-SPLITS = {
-    "train": RawSplit("train_reconstructed.parquet", 202_027, 0.3346),
-    "valid": RawSplit("valid.parquet", 57_722, 0.3303),
-    "test": RawSplit("test.parquet", 28_860, 0.3304),
-}
+class Form(NamedTuple):
+    """The files of one form of the data set, and what the card says of them."""
 
-CARD = Card(
-    name="frappe_x1",
-    tables=tuple(Table(name=name, num_rows=ids) for name, ids in FIELDS.items()),
-    fields=tuple(CategoricalField(name=name, table=name) for name in FIELDS),
-    labels=(Label(name="ctr", column="label"),),
-    splits={},
-    group="user",
+    splits: dict[str, RawSplit]
+    split_rule: str
+    origin: str
+
+
+PUBLISHED = Form(
+    {
+        "train": RawSplit(
+            "train.csv", 202_027, 0.3346, "ba7306e6c4fc19dd2cd84f2f0596d158"
+        ),
+        "valid": RawSplit(
+            "valid.csv", 57_722, 0.3303, "88d51bf2173505436d3a8f78f2a59da8"
+        ),
+        "test": RawSplit(
+            "test.csv", 28_860, 0.3304, "3470f6d32713dc5f7715f198ca7c612a"
+        ),
+    },
+    split_rule="train, valid and test are exactly BARS Frappe_x1 (random 7:2:1)",
+    origin=(
+        "Frappe (Baltrunas et al., arXiv 1505.03014); "
+        "huggingface.co/datasets/reczoo/Frappe_x1"
+    ),
+)
+RECONSTRUCTED = Form(
+    {
+        "train": RawSplit("train_reconstructed.parquet", 202_027, 0.3346),
+        "valid": RawSplit("valid.parquet", 57_722, 0.3303),
+        "test": RawSplit("test.parquet", 28_860, 0.3304),
+    },
     split_rule=(
         "valid and test are exactly those of BARS Frappe_x1 (random 7:2:1); the train "
         "positives and contexts follow from the raw log by subtraction, which unused "
@@ -70,6 +97,17 @@ CARD = Card(
         "Frappe (Baltrunas et al., arXiv 1505.03014); valid and test from "
         "WeiyuCheng/AFN-AAAI-20@25d7bd9, log from irecsys/CARSKit@0a1789f"
     ),
+)
+PUBLISHED_FOLDER = "Frappe_x1"
+READERS = {".csv": pyarrow.csv.read_csv, ".parquet": pq.read_table}
+
+CARD = Card(
+    name="frappe_x1",
+    tables=tuple(Table(name=name, num_rows=ids) for name, ids in FIELDS.items()),
+    fields=tuple(CategoricalField(name=name, table=name) for name in FIELDS),
+    labels=(Label(name="ctr", column="label"),),
+    splits={},
+    group="user",
     licence="research, no redistribution, non-commercial",
 )
 
@@ -78,29 +116,47 @@ def convert(raw: pathlib.Path, out: pathlib.Path, *, overwrite: bool = False) ->
     """Writes the dataset folder.
 
     Args:
-        raw: folder of the three files.
+        raw: folder of the three files, in either form.
         out: dataset folder to make.
         overwrite: replace a dataset folder that is there.
 
     Raises:
         DataError: a file is missing or is not the data that this module knows.
     """
+    folder, form = _find(raw)
     splits = {}
     with DatasetWriter(out, overwrite=overwrite) as writer:
-        for split, expected in SPLITS.items():
-            table = raw_files.read_whole(raw / expected.file, SCHEMA)
+        for split, expected in form.splits.items():
+            path = folder / expected.file
+            table = raw_files.read_whole(path, SCHEMA, READERS[path.suffix])
             rate = float(np.mean(table["label"]))
-            _check(raw / expected.file, table.num_rows, rate, expected)
-            writer.write(split, _subtract_offsets(table, raw / expected.file))
+            _check(path, table.num_rows, rate, expected)
+            writer.write(split, _subtract_offsets(table, path))
             splits[split] = Split(num_rows=table.num_rows, positive_rate={"ctr": rate})
-        card = dataclasses.replace(CARD, splits=splits)
+        card = dataclasses.replace(
+            CARD, splits=splits, split_rule=form.split_rule, origin=form.origin
+        )
         writer.finish(card)
     return card
+
+
+def _find(raw: pathlib.Path) -> tuple[pathlib.Path, Form]:
+    """Returns the folder of the files and the form that they have."""
+    for folder in (raw, raw / PUBLISHED_FOLDER):
+        if (folder / PUBLISHED.splits["train"].file).is_file():
+            return folder, PUBLISHED
+    return raw, RECONSTRUCTED
 
 
 def _check(
     path: pathlib.Path, num_rows: int, positive_rate: float, expected: RawSplit
 ) -> None:
+    found = hashlib.md5(path.read_bytes()).hexdigest()
+    if expected.md5 and found != expected.md5:
+        raise DataError(
+            f"{path} has md5 {found}, expected {expected.md5} as RecZoo publishes it; "
+            "fetch it again: python -m data_pipelines.download frappe_x1"
+        )
     if num_rows != expected.num_rows or abs(positive_rate - expected.positive_rate) > (
         0.00005
     ):
@@ -129,7 +185,8 @@ def _subtract_offsets(table: pa.Table, path: pathlib.Path) -> pa.Table:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    flags = command.parser("frappe", __doc__).parse_args(arguments)
+    parser = command.parser("frappe", __doc__, has_cluster=False)
+    flags = command.parse(parser, arguments)
     command.run(lambda: convert(**vars(flags)), flags.out)
 
 

@@ -1,29 +1,35 @@
-r"""MovieLens 100K: will a user like a film, with the user's past as a sequence.
+r"""MovieLens: will a user like a film, with the user's past as a sequence.
 
     python -m data_pipelines.movielens --raw=DIR --out=datasets/movielens_100k
 
-DIR holds `ratings.parquet`, `users.parquet` and `items.parquet`, or, as GroupLens ships
-the set, `u.data`, `u.user` and `u.item`; where both are there the Parquet files are
-read. Label: `like` = rating >= 4. Split by time: the oldest 80 % train, the newest 10 %
-test. Hour and weekday are those of UTC. Everything is done in memory: 100,000 rows.
-Licence of the data: research, no redistribution; nothing of it is in this repository.
+DIR is GroupLens's ml-100k (`u.data`), ml-1m (`ratings.dat`) or ml-25m (`ratings.csv`),
+or holds 100K as `ratings.parquet`, `users.parquet` and `items.parquet`; where these and
+`u.data` are both there the Parquet files are read. Label: `like` = rating >= 4. Split
+by time: the oldest 80 % train, the newest 10 % test; ratings of the same second in the
+order of the file, or as the column `split_time` of ratings.parquet says. Hour and
+weekday are those of UTC. 25M has half stars and knows nothing of its users; it is dealt
+by user into temporary files beside --out, which are then in memory one at a time for
+each thread or worker. Licence of the data: research, no redistribution; nothing of it
+is in this repository.
 """
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions when it is imported.
 
-import functools
+from collections.abc import Iterator, Sequence
+import dataclasses
 import pathlib
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
-from data_pipelines import command, conversion, histories, raw_files
-from data_pipelines.columns import look_up, ranges
-from data_pipelines.plan import LabelRule, Plan
-from data_pipelines.splits import SPLITS
+from data_pipelines.engine import buckets, command, conversion, histories, text
+from data_pipelines.engine.columns import look_up, ranges
+from data_pipelines.engine.plan import LabelRule, Plan
+from data_pipelines.engine.splits import SPLITS
+from data_pipelines.sources.movielens_files import ITEMS, RATINGS, Tables, read
 from rankax.data.card import (
     Card,
     CategoricalField,
@@ -34,48 +40,9 @@ from rankax.data.card import (
 
 HISTORY_LENGTH = 50
 LIKED_FROM = 4  # stars
-
-# Columns of the raw tables that are used, with the types that they get.
-RATINGS = {
-    "user_id": pa.int64(),
-    "item_id": pa.int64(),
-    "rating": pa.int64(),
-    "timestamp": pa.timestamp("s"),
-}
-USERS = {
-    "user_id": pa.int64(),
-    "age": pa.int64(),
-    "gender": pa.string(),
-    "occupation": pa.string(),
-    "zip_code": pa.string(),
-}
-ITEMS = {
-    "item_id": pa.int64(),
-    "release_date": pa.string(),
-    "genres": pa.list_(pa.string()),
-}
-# The text form has a column of 0 and 1 for each, in this order.
-GENRES = (
-    "unknown",
-    "Action",
-    "Adventure",
-    "Animation",
-    "Children's",
-    "Comedy",
-    "Crime",
-    "Documentary",
-    "Drama",
-    "Fantasy",
-    "Film-Noir",
-    "Horror",
-    "Musical",
-    "Mystery",
-    "Romance",
-    "Sci-Fi",
-    "Thriller",
-    "War",
-    "Western",
-)
+STAR_STEP = {"100K": 1.0, "1M": 1.0, "25M": 0.5}  # also the smallest rating
+MAX_GENRES = {"100K": 6, "1M": 6, "25M": 10}
+DOI = "Harper and Konstan, doi 10.1145/2827872"
 
 # Start of a range -> its name. The ages are those of MovieLens 1M.
 AGES = {
@@ -88,207 +55,227 @@ AGES = {
     56: "56+",
 }
 NUM_EARLIER = {0: "0", 1: "1-9", 10: "10-49", 50: "50+"}
+OF_USER = ("age", "gender", "occupation", "zip_area")
 
-IDS = (
-    "user",
-    "item",
-    "age",
-    "gender",
-    "occupation",
-    "zip_area",
-    "release_year",
-    "hour",
-    "weekday",
-)
-FIELDS = (
-    *(CategoricalField(name=name, table=name) for name in IDS),
-    CategoricalField(name="genres", table="genres", max_length=6),
-    *(
+
+def plan_of(size: str) -> Plan:
+    """Returns what a dataset folder of a size holds."""
+    has_users = size != "25M"
+    ids = ["user", "item", *(OF_USER if has_users else ())]
+    ids += ["release_year", "hour", "weekday"]
+    genres = CategoricalField(
+        name="genres", table="genres", max_length=MAX_GENRES[size]
+    )
+    sequences = (
         SequenceField(
             name=name,
             columns=(SequenceColumn(name="item", table="item", column=f"{name}_item"),),
             max_length=HISTORY_LENGTH,
         )
         for name in ("liked", "disliked")
-    ),
-)
-PLAN = Plan(
-    name="movielens_100k",
-    fields=FIELDS,
-    labels=(LabelRule(name="like", column="rating", threshold=LIKED_FROM),),
-    special={"group": "user", "time": "timestamp"},
-    slices=("age", "gender", "history"),
-    origin="GroupLens MovieLens 100K (Harper and Konstan, doi 10.1145/2827872)",
-    licence="GroupLens: research, no redistribution without permission",
-)
+    )
+    return Plan(
+        name=f"movielens_{size.lower()}",
+        fields=(
+            *(CategoricalField(name=name, table=name) for name in ids),
+            genres,
+            *sequences,
+        ),
+        labels=(LabelRule(name="like", column="rating", threshold=LIKED_FROM),),
+        special={"group": "user", "time": "timestamp"},
+        slices=("age", "gender", "history") if has_users else ("history",),
+        origin=f"GroupLens MovieLens {size} ({DOI})",
+        licence="GroupLens: research, no redistribution without permission",
+    )
 
 
-def convert(raw: pathlib.Path, out: pathlib.Path, *, overwrite: bool = False) -> Card:
+def convert(
+    raw: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    overwrite: bool = False,
+    num_buckets: int = 0,
+    cluster: str = "",
+) -> Card:
     """Writes the dataset folder.
 
     Args:
-        raw: folder of the raw files, in one of the two forms.
+        raw: folder of the raw files of one size.
         out: dataset folder to make.
         overwrite: replace a dataset folder that is there.
+        num_buckets: parts of the ratings, by user; 0 makes one for 2 M rows.
+        cluster: see `conversion.convert`.
 
     Raises:
         DataError: a file is missing or is not what this module knows.
     """
-    try:
-        if (raw / "ratings.parquet").is_file():
-            ratings, users, items = _read_parquet(raw)
-            split = ratings["split_time"].to_numpy()
-            rule = "by time, column split_time of ratings.parquet"
-        elif (raw / "u.data").is_file():
-            ratings, users, items = _read_text(raw)
-            split = time_split(ratings["timestamp"].cast(pa.int64()).to_numpy())
-            rule = (
-                "by time: oldest 80 % train, next 10 % valid, newest 10 % test; equal "
-                "times in the order of u.data"
-            )
-        else:
-            raise DataError(
-                f"{raw} holds neither ratings.parquet nor u.data; --raw must be the "
-                "folder of the Parquet files or of GroupLens's ml-100k"
-            )
-        _check(ratings, split, raw)
-        examples = make_examples(ratings, users, items)
-    except pa.ArrowException as error:
-        raise DataError(f"{raw}: {error}") from error
-    tables = {name: examples.filter(pa.array(split == name)) for name in SPLITS}
-    rows = conversion.TableRows(tables, PLAN, rule=rule)
-    return conversion.convert(PLAN, rows, out, overwrite=overwrite)
-
-
-def time_split(seconds: np.ndarray) -> np.ndarray:
-    """Returns the split [n] of ratings by time; equal times split in the given order.
-
-    The oldest 80 % are "train", the next 10 % "valid" and the newest 10 % "test".
-    """
-    n = len(seconds)
-    ends = [n * 8 // 10, n * 9 // 10]
-    split = np.empty(n, dtype=object)
-    order = np.argsort(seconds, kind="stable")
-    for name, rows in zip(SPLITS, np.split(order, ends), strict=True):
-        split[rows] = name
-    return split
-
-
-def make_examples(ratings: pa.Table, users: pa.Table, items: pa.Table) -> pa.Table:
-    """Joins users and films to the ratings, and derives time, past and ranges.
-
-    Args:
-        ratings: columns `RATINGS`.
-        users: columns `USERS`; a rating of another user has no user columns (null).
-        items: columns `ITEMS`, likewise.
-    """
-    user, item = ratings["user_id"].to_numpy(), ratings["item_id"].to_numpy()
-    time = ratings["timestamp"].combine_chunks()
-    seconds = time.cast(pa.int64()).to_numpy()
-    of_user = look_up(users, ratings["user_id"], users.column_names)
-    of_item = look_up(items, ratings["item_id"], items.column_names)
-    is_liked = ratings["rating"].to_numpy() >= LIKED_FROM
-
-    def past(chosen: np.ndarray, max_length: int) -> histories.Past:
-        return histories.past_events(
-            user=user,
-            time=seconds,
-            event_user=user[chosen],
-            event_time=seconds[chosen],
-            max_length=max_length,
+    tables = read(raw.absolute())
+    plan, where = plan_of(tables.size), tables.files[0]
+    count = buckets.number_for(_check(tables), num_buckets)
+    ratings, rule = tables.ratings, f"by time, column split_time of {where.name}"
+    if "split" not in ratings.collect_schema():
+        seconds = ratings.select("timestamp").collect(engine="streaming").to_series()
+        ratings = with_split(ratings, time_cuts(seconds.to_numpy()))
+        rule = (
+            "by time: oldest 80 % train, next 10 % valid, newest 10 % test; equal "
+            f"times in the order of {where.name}"
         )
+    with buckets.scratch(out, overwrite=overwrite) as scratch:
+        rows = MovieLensRows(
+            ratings=buckets.deal(ratings, "user_id", num_buckets=count, folder=scratch),
+            users=tables.users,
+            items=tables.items,
+            where=where,
+            kinds=plan.kinds(),
+            rule=rule,
+            inputs=text.stamp(tables.files) if count > 1 else "",
+        )
+        return conversion.convert(plan, rows, out, overwrite=overwrite, cluster=cluster)
 
-    everything = past(np.full(len(user), True), 0)
-    return pa.table(
-        {
-            "user": user,
-            "item": item,
+
+def time_cuts(seconds: np.ndarray) -> list[tuple[int, int]]:
+    """Returns time and place of the first rating of valid, and of the first of test.
+
+    The oldest 80 % of the ratings [n] are train, the newest 10 % test; those of the
+    same time stay in the given order. No sorting, which would need more memory.
+    """
+    cuts = []
+    for end in (len(seconds) * 8 // 10, len(seconds) * 9 // 10):
+        time = np.partition(seconds, end)[end]
+        num_before = np.count_nonzero(seconds < time)
+        place = np.flatnonzero(seconds == time)[end - num_before]
+        cuts.append((int(time), int(place)))
+    return cuts
+
+
+def with_split(ratings: pl.LazyFrame, cuts: list[tuple[int, int]]) -> pl.LazyFrame:
+    """Adds the column `split`: how many cuts come before a rating, or are at it."""
+    time, place = pl.col("timestamp"), pl.col("place")
+    passed = [(time > t) | ((time == t) & (place >= p)) for t, p in cuts]
+    split = sum((one.cast(pl.Int64) for one in passed), start=pl.lit(0, pl.Int64))
+    return ratings.with_row_index("place").with_columns(split=split).drop("place")
+
+
+@dataclasses.dataclass(kw_only=True)
+class MovieLensRows:
+    """The rows of `conversion.convert`; a part is a bucket of users.
+
+    Attributes:
+        ratings: columns `RATINGS`, by bucket.
+        users: see `movielens_files.Tables`, as for `items`; a rating of another user
+            or film has no such columns (null).
+        where: the file of the ratings.
+        kinds: the columns in use, with their kinds.
+        rule: see `parts.Rows`, as for the others.
+    """
+
+    ratings: Sequence[pl.LazyFrame]
+    users: pa.Table | None
+    items: pa.Table
+    where: pathlib.Path
+    kinds: dict[str, str]
+    rule: str
+    inputs: str = ""
+    names: tuple[str, ...] = SPLITS
+    num_parts: int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_parts = len(self.ratings)
+
+    def chunks(
+        self, part: int, *, only_train: bool = False
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Yields (split, rows) of the users of a bucket."""
+        ratings = buckets.read(self.ratings[part], RATINGS, where=self.where)
+        is_liked = pc.greater_equal(ratings["rating"], LIKED_FROM)
+        chosen = {"liked": is_liked, "disliked": pc.invert(is_liked)}
+        events = {name: ratings.filter(which) for name, which in chosen.items()}
+        everything = _past(ratings, ratings)
+        pasts = {name: _past(ratings, events[name]) for name in chosen}
+        items = {name: events[name]["item_id"].combine_chunks() for name in chosen}
+        names = self.names[: 1 if only_train else None]
+        for split, places in buckets.chunks(ratings["split"].to_numpy(), names):
+            columns = self._columns(ratings.take(pa.array(places)))
+            for name, past in pasts.items():
+                columns[f"{name}_item"] = past.rows(places).take(items[name])
+            num_earlier = everything.rows(places).num_earlier
+            columns["history"] = ranges(num_earlier, NUM_EARLIER)
+            yield split, buckets.as_planned(columns, self.kinds)
+
+    def _columns(self, ratings: pa.Table) -> dict:
+        """Makes the columns of ratings but for what needs their past."""
+        time = ratings["timestamp"].cast(pa.timestamp("s"))
+        columns = {
+            "user": ratings["user_id"],
+            "item": ratings["item_id"],
             "rating": ratings["rating"],
             "timestamp": time,
-            "age": ranges(of_user["age"], AGES),
-            "gender": of_user["gender"],
-            "occupation": of_user["occupation"],
-            # The first digit is a region of the United States, a letter one of Canada.
-            "zip_area": pc.utf8_slice_codeunits(of_user["zip_code"], 0, 1),
-            "genres": of_item["genres"],
-            "release_year": pc.utf8_slice_codeunits(of_item["release_date"], -4).cast(
-                pa.int64()
-            ),
             "hour": pc.hour(time),
             "weekday": pc.day_of_week(time),  # Monday is 0
-            "liked_item": past(is_liked, HISTORY_LENGTH).take(item[is_liked]),
-            "disliked_item": past(~is_liked, HISTORY_LENGTH).take(item[~is_liked]),
-            "history": ranges(everything.num_earlier, NUM_EARLIER),
+            **look_up(self.items, ratings["item_id"], ITEMS.names[1:]),
         }
+        if self.users is not None:
+            names = self.users.column_names[1:]
+            columns |= look_up(self.users, ratings["user_id"], names)
+            columns["age"] = ranges(columns["age"], AGES)
+            # The first digit is a region of the United States, a letter one of Canada.
+            zip_code = columns.pop("zip_code")
+            columns["zip_area"] = pc.utf8_slice_codeunits(zip_code, 0, 1)
+        return columns
+
+
+def _past(ratings: pa.Table, events: pa.Table) -> histories.Past:
+    return histories.past_events(
+        user=ratings["user_id"].to_numpy(),
+        time=ratings["timestamp"].to_numpy(),
+        event_user=events["user_id"].to_numpy(),
+        event_time=events["timestamp"].to_numpy(),
+        max_length=HISTORY_LENGTH,
     )
 
 
-def _read_parquet(raw: pathlib.Path) -> tuple[pa.Table, pa.Table, pa.Table]:
-    def read(name: str, types: dict[str, pa.DataType]) -> pa.Table:
-        return raw_files.read_whole(raw / name, pa.schema(types))
+def _check(tables: Tables) -> int:
+    """Returns the number of ratings.
 
-    return (
-        read("ratings.parquet", {**RATINGS, "split_time": pa.string()}),
-        read("users.parquet", USERS),
-        read("items.parquet", ITEMS),
+    Raises:
+        DataError: a rating that the rest would take for something else.
+    """
+    where, step = tables.files[0], STAR_STEP[tables.size]
+    rating = pl.col("rating")
+    is_wrong = ~rating.is_between(step, 5) | (rating % step != 0)
+    figures = tables.ratings.select(
+        num_rows=pl.len(),
+        num_wrong=is_wrong.sum(),
+        smallest=rating.min(),
+        largest=rating.max(),
+        **{
+            f"no {name}": pl.col(name).null_count()
+            for name in ("user_id", "item_id", "rating", "timestamp")
+        },
     )
-
-
-def _read_text(raw: pathlib.Path) -> tuple[pa.Table, pa.Table, pa.Table]:
-    def read(name: str, types: dict[str, pa.DataType], separator: str) -> pa.Table:
-        reader = functools.partial(
-            pyarrow.csv.read_csv,
-            read_options=pyarrow.csv.ReadOptions(
-                column_names=list(types), encoding="latin-1"
-            ),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter=separator, quote_char=False
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=types, null_values=[""], strings_can_be_null=True
-            ),
-        )
-        return raw_files.read_whole(raw / name, pa.schema(types), reader)
-
-    ratings = read("u.data", {**RATINGS, "timestamp": pa.int64()}, "\t")
-    texts = ("title", "release_date", "video_release_date", "url")
-    types = {"item_id": pa.int64(), **dict.fromkeys(texts, pa.string())}
-    items = read("u.item", {**types, **dict.fromkeys(GENRES, pa.int8())}, "|")
-    flags = np.stack([items[genre].to_numpy() for genre in GENRES], axis=1)
-    if not np.isin(flags, (0, 1)).all():
-        raise DataError(f"{raw / 'u.item'}: the last 19 columns must all be 0 or 1")
-    genre = pa.array(np.nonzero(flags)[1])
-    ends = np.cumsum(np.count_nonzero(flags, axis=1))
-    genres = pa.ListArray.from_arrays(
-        pa.array(np.concatenate([[0], ends]), pa.int32()), pa.array(GENRES).take(genre)
-    )
-    return (
-        ratings.cast(pa.schema(RATINGS)),
-        read("u.user", USERS, "|"),
-        items.select(["item_id", "release_date"]).append_column("genres", genres),
-    )
-
-
-def _check(ratings: pa.Table, split: np.ndarray, raw: pathlib.Path) -> None:
-    """Raises on ratings that the joins and histories would take for something else."""
-    for name in RATINGS:
-        if ratings[name].null_count:
+    types = {name: pa.int64() for name in figures.collect_schema()}
+    types |= {"smallest": pa.float64(), "largest": pa.float64()}
+    (found,) = buckets.read(figures, pa.schema(types), where=where).to_pylist()
+    for name, count in found.items():
+        if name.startswith("no ") and count:
             raise DataError(
-                f"{raw}: {ratings[name].null_count} ratings have no {name}; every "
-                "rating needs one"
+                f"{where}: {count} ratings have {name}; every rating needs one"
             )
-    stars = ratings["rating"].to_numpy()
-    if not np.isin(stars, np.arange(1, 6)).all():
+    if not found["num_rows"]:
+        raise DataError(f"{where} holds no ratings")
+    if found["num_wrong"]:
         raise DataError(
-            f"{raw}: ratings go from {stars.min()} to {stars.max()}, expected 1 .. 5"
+            f"{where}: {found['num_wrong']} ratings go from {found['smallest']:g} to "
+            f"{found['largest']:g}, expected {step:g} .. 5 in steps of {step:g}"
         )
-    if not np.isin(split, SPLITS).all():
-        raise DataError(f"{raw}: split_time must be one of {SPLITS} in every row")
+    return found["num_rows"]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    flags = command.parser("movielens", __doc__).parse_args(arguments)
+    parser = command.parser("movielens", __doc__)
+    buckets.add_num_buckets(parser)
+    flags = command.parse(parser, arguments)
     command.run(lambda: convert(**vars(flags)), flags.out)
 
 

@@ -27,8 +27,8 @@ import argparse
 import pathlib
 import re
 
-from data_pipelines import command, conversion, raw_files, splits
-from data_pipelines.plan import SPECIAL_KINDS, LabelRule, Plan
+from data_pipelines.engine import command, conversion, file_rows, raw_files, splits
+from data_pipelines.engine.plan import SPECIAL_KINDS, LabelRule, Plan
 from rankax.data.card import (
     Card,
     CategoricalField,
@@ -37,8 +37,9 @@ from rankax.data.card import (
     NumericField,
     SequenceColumn,
     SequenceField,
+    VectorField,
 )
-from rankax.data.parquet import ROWS_PER_GROUP
+from rankax.data.dataset_writer import ROWS_PER_GROUP
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,14 +57,18 @@ def convert(flags: argparse.Namespace) -> Card:
     plan = make_plan(flags)
     rule = splits.SplitRule.parse(flags.split) if flags.split else None
     form = raw_files.Format(
-        text=flags.text, missing=flags.missing, separator=flags.separator
+        text=flags.text,
+        missing=flags.missing,
+        separator=flags.separator,
+        on_bad_line=flags.on_bad_line,
     )
     return conversion.convert(
         plan,
-        conversion.RawRows(_files(flags), plan, form=form, rule=rule),
+        file_rows.FileRows(_files(flags), plan, form=form, rule=rule),
         flags.out,
         overwrite=flags.overwrite,
         rows_per_group=flags.rows_per_group,
+        cluster=flags.cluster,
     )
 
 
@@ -88,6 +93,10 @@ def make_plan(flags: argparse.Namespace) -> Plan:
         )
         fields.append(field)
     fields += [NumericField(name=name) for name in flags.numeric]
+    for text in flags.vector:
+        name, width = _pair(text, "vector", "COLUMN:WIDTH", ":")
+        width = _count(width, f"--vector={text}")
+        fields.append(VectorField(name=name, width=width))
     fields += [_sequence(text, share) for text in flags.sequence]
     if share:
         raise DataError(
@@ -177,12 +186,12 @@ class _Names(argparse.Action):
         setattr(namespace, self.dest, [*known, *filter(None, str(values).split(","))])
 
 
+def _names(group: argparse._ArgumentGroup, flag: str, metavar: str, text: str) -> None:
+    group.add_argument(flag, action=_Names, default=[], metavar=metavar, help=text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("tabular", __doc__, has_raw=False)
-
-    def names(group, flag: str, metavar: str, text: str) -> None:
-        group.add_argument(flag, action=_Names, default=[], metavar=metavar, help=text)
-
     files = parser.add_argument_group(
         "files", ".csv, .tsv (also .gz) with a header, .parquet, or a folder of them"
     )
@@ -194,14 +203,22 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--separator", default="|", help="of lists in a CSV cell (default: %(default)s)"
     )
-    names(
+    _names(
         files, "--missing", "TEXT,...", "missing values in CSV, besides an empty cell"
     )
-    names(files, "--text", "COLUMN,...", "ids to take as text though they look numeric")
+    _names(
+        files, "--text", "COLUMN,...", "ids to take as text though they look numeric"
+    )
+    command.add_on_bad_line(files)
+    add_plan_flags(parser)
+    return parser
 
+
+def add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `make_plan` reads, and --rows_per_group."""
     fields = parser.add_argument_group("fields (lists with commas, or repeated flags)")
-    names(fields, "--categorical", "COLUMN,...", "one id an example")
-    names(
+    _names(fields, "--categorical", "COLUMN,...", "one id an example")
+    _names(
         fields, "--list", "COLUMN:LENGTH,...", "a list of ids, the latest LENGTH kept"
     )
     fields.add_argument(
@@ -210,7 +227,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=("mean", "sum"),
         help="of the lists' embeddings (default: %(default)s)",
     )
-    names(fields, "--numeric", "COLUMN,...", "one number an example")
+    _names(fields, "--numeric", "COLUMN,...", "one number an example")
+    _names(fields, "--vector", "COLUMN:WIDTH,...", "lists of WIDTH numbers (Parquet)")
     fields.add_argument(
         "--sequence",
         action="append",
@@ -218,9 +236,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME:LENGTH:ASPECT=COLUMN,...",
         help="past events, oldest first: list columns of equal lengths",
     )
-    names(fields, "--hash", "TABLE:ROWS,...", "tables to hash instead of numbering")
+    _names(fields, "--hash", "TABLE:ROWS,...", "tables to hash instead of numbering")
     command.add_min_count(fields, default=1)
-    names(fields, "--share", "COLUMN=TABLE,...", "the table of a column's ids")
+    _names(fields, "--share", "COLUMN=TABLE,...", "the table of a column's ids")
 
     others = parser.add_argument_group("labels and the rest")
     others.add_argument(
@@ -234,7 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     others.add_argument("--group", metavar="COLUMN", help="user, for grouped AUC")
     others.add_argument("--time", metavar="COLUMN", help="time of the event")
     others.add_argument("--domain", metavar="COLUMN", help="scenario, an integer")
-    names(others, "--slice", "COLUMN,...", "report metrics by the column's values too")
+    _names(others, "--slice", "COLUMN,...", "report metrics by the column's values too")
 
     result = parser.add_argument_group("result")
     result.add_argument("--name", default="", help="default: the name of --out")
@@ -247,7 +265,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="rows of a Parquet row group, the unit of reading (default: %(default)s)",
     )
-    return parser
 
 
 if __name__ == "__main__":

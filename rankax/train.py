@@ -156,7 +156,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         while step < num_steps and not progress.is_stopped:
             asked = time.monotonic()
             (batch, num_examples), position = next(batches)
-            window.wait_seconds += time.monotonic() - asked
+            window.waited(time.monotonic() - asked)
             factor = progress.plateau.factor * schedule.factor(
                 config.optimizer.schedule, step, num_steps
             )
@@ -315,6 +315,11 @@ class _Window:
         self._untimed = 0  # examples of the step that ends the compilation
         self._started = 0.0
         self._is_timed = False
+
+    def waited(self, seconds: float) -> None:
+        """Counts a wait for input, unless the devices were busy up to its end."""
+        if not self._losses or self._losses[-1].is_ready():
+            self.wait_seconds += seconds
 
     def add(self, loss: jax.Array, counts: counters.Counts, num_examples: int) -> None:
         """Takes in a step that was just given to the devices."""

@@ -84,6 +84,7 @@ def run(command: str, folder: pathlib.Path) -> str:
 # ---------------------------------------------------------------- data.md
 
 
+@pytest.mark.slow
 def test_six_lines_lead_from_a_csv_to_two_compared_models(tmp_path):
     lines = block("data.md", "<!-- command: six lines -->")
     assert lines.count("\n") == 6

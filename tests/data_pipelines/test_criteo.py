@@ -9,9 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sklearn.model_selection import KFold
 
-from data_pipelines import criteo, raw_files
+from data_pipelines import criteo
+from data_pipelines.engine import parts, raw_files, splits, text
 from rankax.data import card as cards
+from rankax.data import transforms
 from rankax.data.card import DataError
 from rankax.data.schema import Schema
 from rankax.models import backbones  # noqa: F401
@@ -51,9 +54,12 @@ def test_both_forms_give_the_same_arrays(raw, tmp_path, capsys):
 def test_chunks_make_no_difference(raw, tmp_path, monkeypatch, file):
     criteo.convert(raw, tmp_path / "a", file=file)
     monkeypatch.setattr(raw_files, "PARQUET_ROWS", 101)
-    monkeypatch.setattr(raw_files, "CSV_BLOCK_BYTES", 9_000)
-    sizes = [chunk.num_rows for _, chunk in criteo.FileRows(raw / file).chunks()]
-    assert len(sizes) > 6 and max(sizes) <= 101
+    monkeypatch.setattr(text, "BLOCK_BYTES", 9_000)
+    monkeypatch.setattr(text, "PART_BYTES", 50_000)
+    rows = criteo.file_rows([raw / file])
+    assert rows.num_parts == (1 if file.endswith("parquet") else 3)
+    chunks = [c for part in range(rows.num_parts) for _, c in rows.chunks(part)]
+    assert len(chunks) > 6 and max(chunk.num_rows for chunk in chunks) <= 101
     criteo.convert(raw, tmp_path / "b", file=file)
     assert_same_datasets(tmp_path / "a", tmp_path / "b")
 
@@ -73,6 +79,104 @@ def test_a_split_column_is_kept_and_else_rows_are_cut_in_order(raw, tmp_path):
         np.testing.assert_array_equal(found, labels)
 
 
+def labels_of(folder: pathlib.Path, split: str) -> np.ndarray:
+    return arrays_of(folder, split)["labels"][:, 0]
+
+
+@pytest.mark.parametrize("file", [TERABYTE, "day_0"])
+def test_the_leaderboards_split_is_that_of_folds_by_class(
+    raw, tmp_path, monkeypatch, file
+):
+    monkeypatch.setattr(text, "PART_BYTES", 50_000)
+    card = criteo.convert(raw, tmp_path / "out", file=file, split="bars_x4")
+    table = made_up.make_table(1)
+    labels, counts = np.asarray(table["label"]), np.asarray(table["I2"])
+    fold = np.zeros(len(labels), int)
+    for label in (0, 1):
+        rows = np.flatnonzero(labels == label)
+        # What scikit-learn 0.19.1 did in every class for shuffled stratified folds.
+        folds = KFold(10, shuffle=True, random_state=2018).split(rows)
+        for i, (_, chosen) in enumerate(folds):
+            fold[rows[chosen]] = i
+    place = [field.name for field in Schema.select(card).numeric].index("I2")
+    for name, chosen in (
+        ("test", fold == 0),
+        ("valid", fold == 1),
+        ("train", fold > 1),
+    ):
+        arrays = arrays_of(tmp_path / "out", name)
+        np.testing.assert_array_equal(arrays["labels"][:, 0], labels[chosen])
+        expected = np.sign(counts) * np.log1p(np.abs(counts))
+        np.testing.assert_allclose(arrays["numeric"][:, place], expected[chosen], 1e-6)
+    assert "BARS" in card.split_rule
+
+
+def test_too_few_rows_of_a_class_for_the_leaderboards_split():
+    with pytest.raises(DataError, match="3 rows have label 1, expected at least one"):
+        splits.bars_x4(np.repeat([0, 1], [50, 3]))
+
+
+def test_days_are_read_in_order_and_split_as_mlperf_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "PART_BYTES", 4_000)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rows, labels = made_up.make_table(2), []
+    for day in range(24):
+        part = rows.slice(24 * day, 24 if day < 23 else 9)
+        made_up.write_text(raw / f"day_{day}", part)
+        labels.append(np.asarray(part["label"]))
+        if day % 5 == 0:
+            packed = gzip.compress((raw / f"day_{day}").read_bytes())
+            (raw / f"day_{day}.gz").write_bytes(packed)
+            (raw / f"day_{day}").unlink()
+    card = criteo.convert(raw, tmp_path / "out", split="mlperf")
+    assert num_rows(card) == [23 * 24, 5, 4] and "MLPerf" in card.split_rule
+    assert "24 files day_0.gz .. day_23" in card.origin
+    found = [labels_of(tmp_path / "out", name) for name in splits.SPLITS]
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(labels))
+    card = criteo.convert(raw, tmp_path / "order")  # all days, first 80 % train
+    assert num_rows(card) == [448, 56, 57]
+    (raw / "day_7").unlink()
+    message = "and no --file, missing are [7]"
+    assert message in fails(raw, tmp_path / "b", "--split=mlperf")
+
+
+def test_hashed_ids_are_the_codes_and_need_one_pass(raw, tmp_path, monkeypatch):
+    def no_first_pass(*arguments):
+        raise AssertionError("nothing has to be counted")
+
+    monkeypatch.setattr(parts, "read", no_first_pass)
+    out = tmp_path / "out"
+    criteo.main([f"--raw={raw}", f"--out={out}", "--file=day_0", "--hash=1000"])
+    card = cards.load(out)
+    tables = {table.name: (table.num_rows, table.ids) for table in card.tables}
+    assert tables["C1"] == (1000, "hash") and tables["I1_bucket"] == (1000, "hash")
+    stored = pq.read_table(out / "train")
+    codes = made_up.make_table(1).slice(0, 480)["C3"].to_pylist()
+    missing = int(transforms.hash_strings([""])[0])
+    assert stored["C3"].to_pylist() == [missing if c is None else c for c in codes]
+    assert not (out / "vocabularies").exists()
+    assert card.slices[0].values == ("0", "1-4", "5-9", "10+")
+    message = "with --hash there are no vocabularies"
+    assert message in fails(raw, tmp_path / "b", "--hash=10", "--min_count=2")
+
+
+def test_broken_lines_are_left_out_and_counted(raw, tmp_path, capsys):
+    lines = (raw / "train.txt").read_text().splitlines(keepends=True)
+    spoilt = [*lines[:10], "1\t2\n", *lines[10:500], lines[3].replace("\t", " "), "\n"]
+    (raw / "train.txt").write_text("".join(spoilt + lines[500:]))
+    out = tmp_path / "a"
+    flags = [f"--raw={raw}", "--file=train.txt", "--split=bars_x4"]
+    criteo.main([*flags, f"--out={out}", "--on_bad_line=skip"])
+    printed = capsys.readouterr().out
+    assert "train.txt: 3 bad lines left out\n  the first, line 11: 2 fields" in printed
+    first = "line 11: 2 fields, expected 40: '1\\t2'"
+    record = json.loads((out / "conversion.json").read_text())
+    assert record["bad_lines"] == {"train.txt": {"count": 3, "first": first}}
+    assert sum(num_rows(cards.load(out))) == 600
+    assert "train.txt, line 11: 2 fields" in fails(raw, tmp_path / "b", *flags[1:])
+
+
 def derived_by_loop(row: dict) -> dict:
     """The columns of one row, from their definitions."""
     result = {"label": row["label"]}
@@ -90,11 +194,10 @@ def derived_by_loop(row: dict) -> dict:
 
 def test_derived_columns_equal_a_plain_loop():
     table = made_up.make_table(3)
-    odd = [-2, -1, 0, 1, 2, 3, 4, 65_535, 2**31 - 1, None]
+    odd = [-99, -2, -1, 0, 1, 2, 3, 4, 65_535, 65_536, 2**31 - 1, None]
     counts = pa.array([*odd, *table["I2"].to_pylist()[len(odd) :]], pa.int32())
     table = table.set_column(table.schema.get_field_index("I2"), "I2", counts)
-    (batch,) = table.combine_chunks().to_batches()
-    found = criteo.make_examples(batch).to_pylist()
+    found = criteo.make_examples(table).to_pylist()
     expected = [derived_by_loop(row) for row in table.to_pylist()]
 
     def numbers(rows: list[dict]) -> np.ndarray:
@@ -105,16 +208,20 @@ def test_derived_columns_equal_a_plain_loop():
     assert found == expected
     ranges = {row["num_missing"] for row in expected}
     assert ranges == {"0", "1-4", "5-9", "10+"}
-    assert [row["I2_bucket"] for row in found[:7]] == [-2, -1, 0, 1, 2, 1, 1]
+    assert [row["I2_bucket"] for row in found[:8]] == [-99, -2, -1, 0, 1, 2, 1, 1]
 
 
 def test_hex_codes_of_a_sliced_batch_become_numbers():
     codes = ["ffffffff", None, "0000000a", "68FD1E64", "00000000"]
     array = pa.array(codes).cast(pa.binary(8)).slice(1)
-    found = criteo._from_hex(array, "C1").to_pylist()
+    found = text.from_hex(array).to_pylist()
     assert found == [None, 10, 0x68FD1E64, 0]
-    with pytest.raises(DataError, match=r"'C1' holds b'0000000g', expected hex"):
-        criteo._from_hex(pa.array(["0000000g"]).cast(pa.binary(8)), "C1")
+    for wrong in "gG@`/:xX +-.\0\xff":
+        for place in range(8):
+            code = bytearray(b"0a1B2c3D")
+            code[place] = ord(wrong)
+            with pytest.raises(pa.ArrowInvalid, match="is no hex code of 8 digits"):
+                text.from_hex(pa.array([b"00000000", bytes(code)], pa.binary(8)))
 
 
 def test_missing_values_are_counted_and_have_a_row_of_their_own(raw, tmp_path):
@@ -157,7 +264,7 @@ def fails(raw: pathlib.Path, out: pathlib.Path, *flags: str) -> str:
         criteo.main([f"--raw={raw}", f"--out={out}", *flags])
     text = str(error.value)
     assert text.startswith("error: ")
-    assert not out.exists() and not list(out.parent.glob(".out*"))
+    assert not out.exists()
     return text
 
 
@@ -167,19 +274,21 @@ def test_a_missing_file_is_told_with_what_is_there(raw, tmp_path):
     assert "day_1 not there" in message and "'train.txt'" in message
     (raw / KAGGLE).unlink()
     (raw / "train.txt").unlink()
+    (raw / "day_0").unlink()
     message = fails(raw, out)
-    assert f"{KAGGLE} and train.txt not there, found ['criteo_tera" in message
+    assert f"{KAGGLE} and train.txt not there, found ['criteo_t" in message
     assert "not there, found []" in fails(tmp_path / "none", out)
 
 
 @pytest.mark.parametrize(
     ("cell", "value", "message"),
     [
-        (0, "2", "labels 0 or 1"),
-        (3, "1.5", "In CSV column #3"),
-        (20, "68fd1e6", "In CSV column #20"),
-        (20, "68fd1e6z", "'C7' holds b'68fd1e6z', expected hex codes of 8 digits"),
-        (20, "68fd1e64\t1", "Expected 40 columns, got 41"),
+        (0, "2", "label is '2', expected 0 or 1"),
+        (0, "", "label is '', expected 0 or 1"),
+        (3, "1.5", "I3 is '1.5', expected an integer"),
+        (20, "68fd1e6", "C7 is '68fd1e6', expected a hex code of 8 digits"),
+        (20, "68fd1e6z", "C7 is '68fd1e6z', expected a hex code of 8 digits"),
+        (20, "68fd1e64\t1", "41 fields, expected 40"),
     ],
 )
 def test_wrong_text_is_refused(raw, tmp_path, cell, value, message):
@@ -187,7 +296,8 @@ def test_wrong_text_is_refused(raw, tmp_path, cell, value, message):
     cells = lines[300].split("\t")
     lines[300] = "\t".join([*cells[:cell], value, *cells[cell + 1 :]])
     (raw / "train.txt").write_text("".join(lines))
-    assert message in fails(raw, tmp_path / "out", "--file=train.txt")
+    error = fails(raw, tmp_path / "out", "--file=train.txt")
+    assert f"train.txt, line 301: {message}: {lines[300][:200]!r}; correct" in error
 
 
 def test_wrong_parquet_is_refused(raw, tmp_path):
@@ -197,7 +307,7 @@ def test_wrong_parquet_is_refused(raw, tmp_path):
     place = table.schema.get_field_index("split")
     names = pa.array(["dev", None, *table["split"].to_pylist()[2:]])
     pq.write_table(table.set_column(place, "split", names), raw / KAGGLE)
-    assert "column 'split' holds ['dev', None], expected only" in fails(raw, out)
+    assert "column 'split': the column holds ['dev'] and 1 missing" in fails(raw, out)
     (raw / KAGGLE).write_text("no Parquet")
     assert KAGGLE in fails(raw, out)
 

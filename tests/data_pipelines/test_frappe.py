@@ -1,3 +1,4 @@
+import hashlib
 import pathlib
 
 from dataset_arrays import arrays_of
@@ -7,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import frappe
+from rankax.data import card as cards
 
 MADE_UP = {
     "train": frappe.RawSplit("train_reconstructed.parquet", 300, 0.25),
@@ -31,7 +33,8 @@ def raw_table(num_rows: int, positive_rate: float) -> pa.Table:
 
 @pytest.fixture
 def raw(tmp_path, monkeypatch) -> pathlib.Path:
-    monkeypatch.setattr(frappe, "SPLITS", MADE_UP)
+    form = frappe.RECONSTRUCTED._replace(splits=MADE_UP)
+    monkeypatch.setattr(frappe, "RECONSTRUCTED", form)
     folder = tmp_path / "raw"
     folder.mkdir()
     for split in MADE_UP.values():
@@ -112,3 +115,57 @@ def test_real_files_convert(real_data, tmp_path):
     largest = arrays["ids"].max(axis=0) + 1
     assert largest.tolist() == list(frappe.FIELDS.values())
     assert arrays["labels"].mean() == pytest.approx(67_604 / 202_027)
+    assert "train negative names is drawn anew" in card.split_rule
+
+
+def write_published(table: pa.Table, path: pathlib.Path) -> str:
+    """Writes a table as the published files are written; returns the md5."""
+    lines = [",".join(table.column_names)]
+    lines += [
+        ",".join(map(str, row)) for row in zip(*table.to_pydict().values(), strict=True)
+    ]
+    content = "".join(f"{line}\r\n" for line in lines).encode()
+    path.write_bytes(content)
+    return hashlib.md5(content).hexdigest()
+
+
+def test_published_files_convert_to_the_same_rows(raw, tmp_path, monkeypatch):
+    frappe.main([f"--raw={raw}", f"--out={tmp_path / 'parquet'}"])
+    folder = raw / "Frappe_x1"
+    folder.mkdir()
+    splits = {}
+    for name, split in MADE_UP.items():
+        table = pq.read_table(raw / split.file)
+        md5 = write_published(table, folder / f"{name}.csv")
+        splits[name] = split._replace(file=f"{name}.csv", md5=md5)
+    form = frappe.PUBLISHED._replace(splits=splits)
+    monkeypatch.setattr(frappe, "PUBLISHED", form)
+    for place in (raw, folder):
+        frappe.main([f"--raw={place}", f"--out={tmp_path / 'csv'}", "--overwrite"])
+        for name in MADE_UP:
+            expected = arrays_of(tmp_path / "parquet", name)
+            for key, array in arrays_of(tmp_path / "csv", name).items():
+                np.testing.assert_array_equal(array, expected[key])
+    rule = cards.load(tmp_path / "csv").split_rule
+    assert rule.startswith("train, valid and test are exactly BARS")
+    assert cards.load(tmp_path / "parquet").split_rule != rule
+
+    # As many rows and positives as published, in another order.
+    table = pq.read_table(raw / MADE_UP["train"].file)
+    write_published(table.take(np.arange(300)[::-1]), folder / "train.csv")
+    with pytest.raises(SystemExit, match=r"train\.csv has md5 .*expected .*fetch it"):
+        frappe.main([f"--raw={raw}", f"--out={tmp_path / 'other'}"])
+
+
+@pytest.mark.parametrize("name", ["valid", "test"])
+def test_real_rows_have_the_published_md5(real_data, tmp_path, name):
+    table = pq.read_table(real_data / "frappe_x1" / f"{name}.parquet")
+    expected = frappe.PUBLISHED.splits[name]
+    assert write_published(table, tmp_path / expected.file) == expected.md5
+    rate = sum(table["label"].to_pylist()) / table.num_rows
+    frappe._check(tmp_path / expected.file, table.num_rows, rate, expected)
+    columns = ["label", *frappe.FIELDS]
+    read = frappe.READERS[".csv"](tmp_path / expected.file)
+    assert read.column_names == table.column_names == columns
+    for column in columns:
+        assert read[column].to_pylist() == table[column].to_pylist()

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines import histories
+from data_pipelines.engine import histories
 
 # Few users and times, so that nearly every example has ties.
 PAIRS = st.lists(st.tuples(st.integers(-1, 3), st.integers(-2, 4)), max_size=25)
@@ -46,7 +46,6 @@ def test_histories_are_those_of_a_loop_over_all_events(rows, events, max_length)
     past = past_of(rows, events, max_length)
     expected, num_earlier = past_by_loop(rows, events, max_length)
     assert past.take(np.arange(len(events))).to_pylist() == expected
-    assert past.lengths.tolist() == [len(one) for one in expected]
     assert past.num_earlier.tolist() == num_earlier
 
 
@@ -70,6 +69,28 @@ def test_the_loop_tells_a_history_that_takes_in_the_time_of_the_target():
     loose, _ = past_by_loop(rows, events, 9, is_before=lambda event, row: event <= row)
     assert past_of(rows, events, 9).take(np.arange(3)).to_pylist() == strict
     assert strict == [[], [], [0, 1]] and loose == [[0, 1], [0, 1], [0, 1, 2]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=PAIRS, events=PAIRS, data=st.data())
+def test_the_histories_of_some_rows_are_theirs(rows, events, data):
+    past = past_of(rows, events, 3)
+    lists = past.take(np.arange(len(events))).to_pylist()
+    places = data.draw(st.lists(st.integers(0, max(len(rows) - 1, 0)), max_size=9))
+    places = np.array(places if rows else [], np.int64)
+    some = past.rows(places)
+    assert some.take(np.arange(len(events))).to_pylist() == [lists[p] for p in places]
+    assert some.num_earlier.tolist() == past.num_earlier[places].tolist()
+
+
+def test_times_too_far_apart_for_one_integer_keep_their_order():
+    ends = (-(2**61), 2**61)
+    rows = [(user, time) for user in (1, 2, 3) for time in (*ends, 0, 2**62)]
+    events = [(user, time) for user in (3, 1) for time in (ends[1], ends[0], 5, 5)]
+    expected, num_earlier = past_by_loop(rows, events, 9)
+    past = past_of(rows, events, 9)
+    assert past.take(np.arange(8)).to_pylist() == expected
+    assert past.num_earlier.tolist() == num_earlier
 
 
 def test_large_users_and_times_keep_their_order():

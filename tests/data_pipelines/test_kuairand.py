@@ -3,10 +3,15 @@ import csv
 import datetime
 import math
 import pathlib
+import pickle
 import shutil
+import signal
+import subprocess
+import sys
 
 from made_up import kuairand as made_up
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +22,7 @@ from rankax.data.card import CategoricalField, SequenceField
 from rankax.models import backbones  # noqa: F401
 
 SPLITS = ("train", "valid", "test")
+SIZES = ("pure", "1k", "27k")
 FILES = (
     "log_0425_0430",
     "log_0501_0508",
@@ -37,7 +43,8 @@ def raw(tmp_path_factory) -> pathlib.Path:
     """A folder with the made-up files in both forms."""
     folder = tmp_path_factory.mktemp("kuairand")
     made_up.write_parquet(folder / "parquet")
-    made_up.write_published(folder / "published")
+    for size in SIZES:
+        made_up.write_published(folder / size, size=size)
     return folder
 
 
@@ -104,17 +111,20 @@ def number(text: str) -> int | None:
 
 def read_published(folder: pathlib.Path) -> tuple[list[dict], dict, dict]:
     """The log in the order of the files, users and videos, by the csv module."""
-    log, users, videos = [], {}, {}
-    for name in ("4_08_to_4_21", "4_22_to_5_08"):
-        with (folder / f"data/log_standard_{name}_pure.csv").open(newline="") as file:
-            log += [
-                {key: int(value) for key, value in row.items()}
-                for row in csv.DictReader(file)
-            ]
-    with (folder / "data/user_features_pure.csv").open(newline="") as file:
-        users = {int(row["user_id"]): row for row in csv.DictReader(file)}
-    with (folder / "data/video_features_basic_pure.csv").open(newline="") as file:
-        videos = {int(row["video_id"]): row for row in csv.DictReader(file)}
+
+    def rows(name: str) -> list[dict]:
+        found = []
+        for path in sorted((folder / "data").glob(name)):
+            with path.open(newline="") as file:
+                found += csv.DictReader(file)
+        return found
+
+    log = [
+        {key: int(value) for key, value in row.items()}
+        for row in rows("log_standard_*.csv")
+    ]
+    users = {int(row["user_id"]): row for row in rows("user_features_*.csv")}
+    videos = {int(row["video_id"]): row for row in rows("video_features_basic_*.csv")}
     return log, users, videos
 
 
@@ -141,7 +151,9 @@ def expected_row(row: dict, users: dict, videos: dict) -> dict:
         "video_type": video["video_type"],
         "upload_type": video["upload_type"],
         "music_type": number(video["music_type"]),
-        "duration": milliseconds and math.floor(2 * math.log2(milliseconds / 1000)),
+        "duration": math.floor(2 * math.log2(milliseconds / 1000))
+        if milliseconds
+        else None,
         **{name: user[name] or None for name in kuairand.USER_TEXTS},
         **{name: number(user[name]) for name in kuairand.USER_CODES},
     }
@@ -171,13 +183,21 @@ def expected_histories(row: dict, log: list[dict], videos: dict) -> dict:
 # ---------------------------------------------------------------- what is written
 
 
-def test_every_row_is_what_a_loop_over_the_published_files_makes_of_it(raw, converted):
-    log, users, videos = read_published(raw / "published")
+@pytest.mark.parametrize(
+    ("size", "num_buckets"), [("pure", 1), ("1k", 7), ("27k", 1), ("27k", 3)]
+)
+def test_every_row_is_what_a_loop_over_the_published_files_makes_of_it(
+    raw, tmp_path, size, num_buckets
+):
+    out = tmp_path / "out"
+    kuairand.convert(raw / size, out, num_buckets=num_buckets)
+    log, users, videos = read_published(raw / size)
     rows = [row for row in log if row["date"] >= 20220425]
+    rows.sort(key=lambda row: row["user_id"] % num_buckets)
     trained = {r["video_id"] for r in rows if split_of(r["date"]) == "train"}
     lengths, slices = {name: set() for name, *_ in HISTORIES}, set()
-    tables = id_tables(cards.load(converted))
-    ids = {name: set(known_ids(converted, name)) for name in tables.values()}
+    tables = id_tables(cards.load(out))
+    ids = {name: set(known_ids(out, name)) for name in tables.values()}
 
     def as_known(value, column: str):
         """Puts what no training row has as the unknown id."""
@@ -188,7 +208,7 @@ def test_every_row_is_what_a_loop_over_the_published_files_makes_of_it(raw, conv
 
     for split in SPLITS:
         expected = [row for row in rows if split_of(row["date"]) == split]
-        found = decoded(converted, split)
+        found = decoded(out, split)
         assert len(found) == len(expected) > 20
         for row, got in zip(expected, found, strict=True):
             want = expected_row(row, users, videos)
@@ -208,22 +228,107 @@ def test_every_row_is_what_a_loop_over_the_published_files_makes_of_it(raw, conv
         assert min(lengths[name]) == 0 and max(lengths[name]) == length
     assert slices == {"0", "1-9", "10-49", "50+"}
     assert "yes" in {row["is_new_video slice"] for row in found}  # of test
+    shards = [path.name for path in sorted((out / "train").glob("*.parquet"))]
+    assert shards == [f"{part:05d}.parquet" for part in range(num_buckets)]
 
 
 def test_the_published_files_give_the_same_data_set(raw, converted, tmp_path):
-    for name in ("", "data"):
-        place = raw / "published" / name
+    for place in (raw / "pure", raw / "pure" / "data"):
         kuairand.convert(place, tmp_path / "out", overwrite=True)
         for split in SPLITS:
             assert stored(tmp_path / "out", split) == stored(converted, split)
     moved = tmp_path / "KuaiRand-Pure"
-    shutil.copytree(raw / "published", moved)
+    shutil.copytree(raw / "pure", moved)
     kuairand.convert(tmp_path, tmp_path / "out", overwrite=True)
     assert cards.load(tmp_path / "out") == cards.load(converted)
 
 
+def in_any_order(out: pathlib.Path, split: str) -> list[str]:
+    return sorted(map(str, stored(out, split).to_pylist()))
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "num_buckets"),
+    [("parquet", "pure", 4), ("27k", "27k", 6)],
+)
+def test_the_number_of_buckets_changes_the_order_of_rows_and_nothing_else(
+    raw, tmp_path, form, size, num_buckets
+):
+    one, many = tmp_path / "one", tmp_path / "many"
+    kuairand.convert(raw / form, one)
+    flags = [f"--raw={raw / form}", f"--out={many}", f"--num_buckets={num_buckets}"]
+    kuairand.main(flags)
+    for split in SPLITS:
+        assert in_any_order(one, split) == in_any_order(many, split)
+    for path in (one / "vocabularies").iterdir():
+        same = pq.read_table(many / "vocabularies" / path.name)
+        assert pq.read_table(path) == same
+    card = cards.load(many)
+    assert card == cards.load(one)
+    assert card.name == ("kuairand" if size == "pure" else f"kuairand_{size}")
+    assert f"KuaiRand-{size}".casefold() in card.origin.casefold()
+    # No scratch folder is left.
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "many"}
+
+
+def test_workers_that_get_the_rows_pickled_read_the_same(raw, tmp_path, monkeypatch):
+    seen, num_buckets = [], made_up.NUM_USERS + 1
+
+    def convert(plan, rows, out, **_):
+        sent = pickle.loads(pickle.dumps(rows))
+        assert (sent.num_parts, sent.names, sent.rule) == (
+            num_buckets,
+            SPLITS,
+            rows.rule,
+        )
+        assert not list(rows.chunks(num_buckets - 1))  # no user is in the last one
+        for part in (2, 0, 1, 0):
+            chunks = list(rows.chunks(part))
+            assert list(sent.chunks(part)) == chunks
+            train = [chunk for chunk in chunks if chunk[0] == "train"]
+            assert list(rows.chunks(part, only_train=True)) == train
+            assert all(list(t.schema.names) == list(plan.kinds()) for _, t in chunks)
+            seen.extend(split for split, _ in chunks)
+
+    monkeypatch.setattr(kuairand.conversion, "convert", convert)
+    kuairand.convert(raw / "1k", tmp_path / "out", num_buckets=num_buckets)
+    assert set(seen) == set(SPLITS)
+
+
+KILLED = """
+import os, signal, sys
+from data_pipelines import kuairand
+from data_pipelines.engine import parts
+
+write = parts.write
+
+
+def write_three(job, item):
+    if item[0] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(job, item)
+
+
+parts.write = write_three
+kuairand.main(sys.argv[1:])
+"""
+
+
+def test_a_killed_conversion_leaves_nothing_that_the_next_one_trips_over(raw, tmp_path):
+    flags = [f"--raw={raw / '27k'}", f"--out={tmp_path / 'out'}", "--num_buckets=6"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *flags], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".out.partial", ".out.buckets"}
+    kuairand.main(flags)
+    kuairand.convert(raw / "27k", tmp_path / "whole", num_buckets=6)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
+    for split in SPLITS:
+        assert stored(tmp_path / "out", split) == stored(tmp_path / "whole", split)
+
+
 def test_impressions_of_the_same_time_are_in_no_history_of_each_other(raw, converted):
-    log, _, _ = read_published(raw / "published")
+    log, _, _ = read_published(raw / "pure")
     count = collections.Counter((row["user_id"], row["time_ms"]) for row in log)
     rows = decoded(converted, "train")
     same = [row for row in rows if count[row["_group"], row["_time"]] > 1]
@@ -249,7 +354,7 @@ def test_the_statistics_are_not_read_where_they_just_lie_there(
 ):
     for form, name in (
         ("parquet", "video_statistics_LEAKY.parquet"),
-        ("published", "data/video_features_statistic_pure.csv"),
+        ("pure", "data/video_features_statistic_pure.csv"),
     ):
         shutil.copytree(raw / form, tmp_path / form)
         (tmp_path / form / name).write_bytes(b"\x00 no table at all")
@@ -261,7 +366,7 @@ def test_the_statistics_are_not_read_where_they_just_lie_there(
     "name",
     [
         "parquet/video_statistics_LEAKY.parquet",
-        "published/data/video_features_statistic_pure.csv",
+        "pure/data/video_features_statistic_pure.csv",
     ],
 )
 def test_the_statistics_are_refused_as_features(raw, tmp_path, name):
@@ -364,6 +469,42 @@ def test_a_folder_without_the_data_is_told_what_to_hold(tmp_path):
         kuairand.main([f"--raw={tmp_path}", f"--out={tmp_path / 'out'}"])
 
 
+def test_a_folder_with_two_sizes_is_refused(raw, tmp_path):
+    for size in ("1k", "pure"):
+        shutil.copytree(raw / size, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(kuairand.DataError, match=r"Pure in .*, KuaiRand-1K in .*one"):
+        kuairand.convert(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "message"),
+    [
+        (
+            "log_standard_4_22_to_5_08_27k_part2.csv",
+            ",tab",
+            ",tabs",
+            "'tab' is missing",
+        ),
+        ("log_standard_4_08_to_4_21_27k_part2.csv", ",0,1\n", "\n", "null values"),
+        ("log_standard_4_22_to_5_08_27k_part1.csv", ",0,4\n", ",0,x\n", "parse `x`"),
+        ("video_features_basic_27k.csv", ",NORMAL,", ",9.5,NORMAL,", r"column 'tag'"),
+        ("video_features_basic_27k.csv", "\n3,", "\n5,", "the same video_id"),
+        ("user_features_27k.csv", "\n3,", "\nx,", "user_features_27k.csv: .*'x'"),
+    ],
+)
+def test_wrong_text_is_refused_and_leaves_nothing(
+    raw, tmp_path, name, before, after, message
+):
+    shutil.copytree(raw / "27k", tmp_path / "raw")
+    path = tmp_path / "raw" / "data" / name
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    with pytest.raises(kuairand.DataError, match=message):
+        kuairand.convert(tmp_path / "raw", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -438,3 +579,50 @@ def test_histories_of_real_rows_are_those_of_a_loop(real_data, real_out):
                 videos = [*(before[column] if before else []), *videos][-length:]
                 expected = [v if v in ids else UNKNOWN for v in videos]
                 assert got[f"{name}_video"] == expected
+
+
+def write_as_27k(real: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes the real files as KuaiRand-27K has them, as pandas would."""
+    data = folder / "data"
+    data.mkdir(parents=True)
+    early, late = (pl.read_parquet(real / f"{name}.parquet") for name in FILES[:2])
+    for name, table in {
+        "log_standard_4_08_to_4_21_27k_part1": early.clear(),
+        "log_standard_4_08_to_4_21_27k_part2": early.clear(),
+        "log_standard_4_22_to_5_08_27k_part1": early,
+        "log_standard_4_22_to_5_08_27k_part2": late,
+        "user_features_27k": pl.read_parquet(real / "user_features.parquet"),
+        "video_features_basic_27k": pl.read_parquet(
+            real / "video_features_basic.parquet"
+        ),
+    }.items():
+        floats = [c.name for c in table if c.dtype.is_integer() and c.null_count()]
+        table = table.with_columns(pl.col(floats).cast(pl.Float64))
+        table.write_csv(data / f"{name}.csv")
+
+
+def ids_and_labels(out: pathlib.Path, split: str) -> pl.DataFrame:
+    """Rows but for their histories, with the ids of the raw files, in one order."""
+    table = stored(out, split)
+    lists = [name for name in table.column_names if pa.types.is_list(table[name].type)]
+    table = table.drop_columns([*lists, "_slice_history"])
+    for column, name in id_tables(cards.load(out)).items():
+        if column not in lists:
+            vocabulary = pq.read_table(out / "vocabularies" / f"{name}.parquet")
+            ids = vocabulary["id"].cast(pa.string()).take(table[column])
+            place = table.column_names.index(column)
+            table = table.set_column(place, column, ids)
+    return pl.DataFrame(table).sort(pl.all())
+
+
+def test_real_rows_in_the_form_of_27k_give_the_same_rows(real_data, real_out, tmp_path):
+    write_as_27k(real_data / "kuairand-pure-late", tmp_path / "raw")
+    out = tmp_path / "out"
+    card = kuairand.convert(tmp_path / "raw", out, num_buckets=3)
+    assert card.slices[:2] == cards.load(real_out).slices[:2]
+    for split in SPLITS:
+        ours, theirs = (ids_and_labels(o, split) for o in (out, real_out))
+        if split != "train":  # the lists of the other form make more of these known
+            ours, theirs = (one.drop("video", "main_tag") for one in (ours, theirs))
+            ours, theirs = (one.sort(pl.all()) for one in (ours, theirs))
+        assert ours.height > 30_000 and ours.equals(theirs)

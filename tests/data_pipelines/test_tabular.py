@@ -8,9 +8,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines import raw_files, tabular, vocabulary
-from data_pipelines.conversion import TableRows
-from data_pipelines.plan import LabelRule, Plan
+from data_pipelines import tabular
+from data_pipelines.engine import raw_files, vocabulary
+from data_pipelines.engine.conversion import TableRows
+from data_pipelines.engine.plan import LabelRule, Plan
 from rankax.data import card as cards
 from rankax.data import transforms
 
@@ -59,7 +60,6 @@ def fails(*flags: str, **files) -> str:
     text = str(error.value)
     assert text.startswith("error: ")
     assert not pathlib.Path("out").exists()
-    assert not list(pathlib.Path().glob(".out*"))
     return text
 
 
@@ -216,7 +216,7 @@ def test_tables_in_memory_need_the_columns_and_types_of_train():
         with pytest.raises(cards.DataError, match=message):
             TableRows({"train": train, "test": test}, plan, rule="")
     rows = TableRows({"train": train, "test": train.slice(1)}, plan, rule="")
-    assert [(name, len(part)) for name, part in rows.chunks()] == [
+    assert [(name, len(part)) for name, part in rows.chunks(0)] == [
         ("train", 2),
         ("test", 1),
     ]
@@ -228,16 +228,16 @@ def test_slices_number_the_values_of_all_splits(folder):
     assert card.slices == (
         cards.Slice(name="place", column="_slice_place", values=("0", "1", "2")),
         cards.Slice(
-            name="user", column="_slice_user", values=("ann", "bob", "missing", "zoe")
+            name="user", column="_slice_user", values=("ann", "bob", "zoe", "missing")
         ),
     )
     assert arrays_of("out", "train")["slices"].tolist() == [
         [0, 0],
         [1, 1],
         [0, 0],
-        [2, 2],
+        [2, 3],
     ]
-    assert arrays_of("out", "valid")["slices"].tolist() == [[0, 3], [1, 1]]
+    assert arrays_of("out", "valid")["slices"].tolist() == [[0, 2], [1, 1]]
 
 
 def test_parquet_input_equals_csv_input(folder):
@@ -278,7 +278,7 @@ def test_hashed_tables_keep_integers_and_hash_text_stably(folder):
         ("user", 77, "hash"),
         ("item", 1000, "hash"),
     ]
-    stored = pq.read_table("out/valid/00000.parquet")
+    stored = pq.read_table("out/valid/00001.parquet")  # the second file is part 1
     empty = int(transforms.hash_strings([""])[0])
     assert stored["item"].to_pylist() == [99, 12]
     assert stored["hist_items"].to_pylist() == [[99], []]
@@ -447,8 +447,9 @@ def test_flags_that_cannot_be_used(folder, change, message):
 
 def test_label_that_is_missing_or_not_binary(folder):
     pathlib.Path("valid.csv").write_text(VALID.replace("3,0,", "3,,"))
-    assert "valid (row 0 is row 0 of the split): column 'click' has 1 missing" in fails(
-        *FLAGS
+    assert (
+        "valid/00001 (row 0 is row 0 of the part): column 'click' has 1 missing"
+        in fails(*FLAGS)
     )
 
 
@@ -463,6 +464,78 @@ def test_column_that_changes_its_type_on_the_way(folder):
     pathlib.Path("valid.csv").write_text(VALID.replace(",99,zz", ",x99,zz"))
     text = fails(*FLAGS)
     assert "valid.csv" in text and "'x99'" in text and "--text=COLUMN" in text
+
+
+BROKEN = """\
+user,price,click
+ann,1.5,1
+bob,2
+cid,x,0
+"d
+d",3,0
+eve,4,1,9
+fay,,1
+gil, 5 ,0
+"""
+
+
+@pytest.mark.parametrize("block_bytes", [40, 1 << 20])
+def test_broken_rows_are_told_or_left_out_and_counted(
+    folder, monkeypatch, capsys, block_bytes
+):
+    monkeypatch.setattr(raw_files, "CSV_BLOCK_BYTES", block_bytes)
+    pathlib.Path("train.csv").write_text(BROKEN.replace("x,0", "3,0"))
+    pathlib.Path("valid.csv").write_text("user,price,click\nann,1,1\nbob,y,0\n")
+    flags = ["--categorical=user", "--numeric=price", "--label=click"]
+    first = "row 3: 2 cells, expected 3: 'bob,2'"
+    assert f"train.csv: {first}" in fails(*flags, "--rows_per_group=9")
+    pathlib.Path("train.csv").write_text(BROKEN)
+    run(*flags, "--on_bad_line=skip")
+    printed = capsys.readouterr().out
+    assert f"train.csv: 3 bad lines left out\n  the first, {first}" in printed
+    record = json.loads(pathlib.Path("out/conversion.json").read_text())
+    assert record["bad_lines"] == {
+        "train.csv": {"count": 3, "first": first},
+        "valid.csv": {
+            "count": 1,
+            "first": "row 3: column 'price' is 'y', expected double",
+        },
+    }
+    train = arrays_of("out", "train")
+    np.testing.assert_array_equal(train["numeric"][:, 0], [1.5, 3, 0, 5])
+    users = pq.read_table("out/vocabularies/user.parquet")["id"].to_pylist()
+    assert sorted(users[1:]) == ["ann", "d\nd", "fay", "gil"]
+
+
+def test_random_splits_of_several_files_are_not_the_same(folder):
+    pathlib.Path("all").mkdir()
+    rows = "user,click\n" + "".join(f"u{i},{i % 2}\n" for i in range(200))
+    for name in "ab":
+        pathlib.Path(f"all/{name}.csv").write_text(rows)
+    flags = ["--categorical=user", "--label=click", "--hash=user:50"]
+    run("--data=all", "--split=random:0.5,0.3,0.2:seed=1", *flags, train="", valid="")
+    one, other = (
+        set(pq.read_table(f"out/train/0000{part}.parquet")["user"].to_pylist())
+        for part in (0, 1)
+    )
+    assert 70 < len(one) < 130 and 70 < len(other) < 130
+    assert 0.35 < len(one & other) / len(one) < 0.65  # as independent draws have
+
+
+def test_vectors_of_parquet_files(folder):
+    vectors = pa.array([[1.5, 2], [3, 4]], pa.list_(pa.float64()))
+    table = pa.table({"image": vectors, "user": ["a", "b"], "click": [0, 1]})
+    pq.write_table(table, "train.parquet")
+    flags = ["--categorical=user", "--label=click"]
+    files = {"train": "train.parquet", "valid": "train.parquet"}
+    card = run("--vector=image:2", *flags, **files)
+    assert card.fields[1] == cards.VectorField(name="image", width=2)
+    stored = pq.read_table("out/train")["image"]
+    assert stored.type == pa.list_(pa.float32(), 2)
+    assert stored.to_pylist() == [[1.5, 2], [3, 4]]
+    pathlib.Path("out").rename("done")
+    text = fails("--vector=image:3", *flags, **files)
+    assert "column 'image' holds lists of [2] numbers, expected 3 in each" in text
 
 
 def test_infinite_number_is_refused(folder):

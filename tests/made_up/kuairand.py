@@ -1,4 +1,4 @@
-"""Made-up files in the two forms of KuaiRand-Pure; ids and values are ours.
+"""Made-up files in the forms of KuaiRand; ids and values are ours.
 
     python tests/made_up/kuairand.py --out=DIR
 
@@ -114,20 +114,28 @@ def write_parquet(folder: pathlib.Path, *, seed: int = 0) -> None:
     pq.write_table(_statistics(), folder / "video_statistics_LEAKY.parquet")
 
 
-def write_published(folder: pathlib.Path, *, seed: int = 0) -> None:
-    """Writes the CSV files into data/ of the folder."""
+def write_published(folder: pathlib.Path, *, seed: int = 0, size: str = "pure") -> None:
+    """Writes the CSV files of a size, "pure", "1k" or "27k", into data/ of the folder.
+
+    The content is the same, but that the log of 27k is in other order: its parts, of
+    every other row each, follow each other.
+    """
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     log = _impressions(seed)
     early = [row for row in log if row["date"] < 20220422]
     late = [row for row in log if row["date"] >= 20220422]
-    _write_csv(data / "log_standard_4_08_to_4_21_pure.csv", early, LOG)
-    _write_csv(data / "log_standard_4_22_to_5_08_pure.csv", late, LOG)
-    _write_csv(data / "user_features_pure.csv", _users(seed), USERS)
-    _write_csv(data / "video_features_basic_pure.csv", _videos(seed), VIDEOS)
+    for days, rows in (("4_08_to_4_21", early), ("4_22_to_5_08", late)):
+        parts = {"": rows}
+        if size == "27k":
+            parts = {"_part1": rows[::2], "_part2": rows[1::2]}
+        for part, some in parts.items():
+            _write_csv(data / f"log_standard_{days}_{size}{part}.csv", some, LOG)
+    _write_csv(data / f"user_features_{size}.csv", _users(seed), USERS)
+    _write_csv(data / f"video_features_basic_{size}.csv", _videos(seed), VIDEOS)
     statistics = _statistics()
     _write_csv(
-        data / "video_features_statistic_pure.csv",
+        data / f"video_features_statistic_{size}.csv",
         statistics.to_pylist(),
         statistics.schema,
     )
@@ -243,7 +251,7 @@ def _videos(seed: int) -> list[dict]:
             "upload_dt": "2022-04-10",
             "upload_type": str(rng.choice(["LongImport", "Web", "Kmovie"])),
             "visible_status": 0,
-            "video_duration": None if video % 9 == 5 else int(5000 * 1.09**video),
+            "video_duration": {5: None, 4: 0}.get(video % 9, int(5000 * 1.09**video)),
             "server_width": 720,
             "server_height": 1280,
             "music_id": 0 if video % 8 == 3 else 9 * 10**9 + video,

@@ -1,14 +1,15 @@
-"""Made-up ratings in the two forms of MovieLens 100K.
+"""Made-up ratings in the forms of MovieLens 100K, 1M and 25M.
 
     python tests/made_up/movielens.py --out=DIR
 
-writes both into DIR. The values are ours; headers, types, missing values and odd values
+writes both forms of 100K into DIR. The values are ours; headers, types, missing values and odd values
 (a film without a date, Canadian zip codes, many ratings in one second) are as in the
 real files.
 """
 
 import argparse
 import calendar
+import csv
 import datetime
 import pathlib
 
@@ -60,10 +61,7 @@ def make_tables(seed: int) -> dict[str, pa.Table]:
 
 def write_text(folder: pathlib.Path, tables: dict[str, pa.Table]) -> None:
     """Writes the tables as GroupLens does."""
-    ratings = [
-        (r["user_id"], r["item_id"], r["rating"], int(r["timestamp"].timestamp()))
-        for r in tables["ratings"].to_pylist()
-    ]
+    ratings = _plain(tables["ratings"])
     items = []
     for r in tables["items"].to_pylist():
         url = "http://films.example/" if r["release_date"] else ""
@@ -78,6 +76,44 @@ def write_text(folder: pathlib.Path, tables: dict[str, pa.Table]) -> None:
     ):
         lines = [separator.join(map(str, row)) + "\n" for row in rows]
         (folder / name).write_text("".join(lines), encoding="latin-1")
+
+
+def write_1m(folder: pathlib.Path, tables: dict[str, pa.Table]) -> None:
+    """Writes `ratings.dat`, `users.dat` and `movies.dat` as GroupLens does."""
+    ratings = [(*row[:2], int(row[2]), row[3]) for row in _plain(tables["ratings"])]
+    users = [
+        (r["user_id"], r["gender"], r["age"], r["occupation"], r["zip_code"])
+        for r in tables["users"].to_pylist()
+    ]
+    items = [
+        (r["item_id"], r["title"], "|".join(r["genres"]))
+        for r in tables["items"].to_pylist()
+    ]
+    for name, rows in (("ratings", ratings), ("users", users), ("movies", items)):
+        lines = ["::".join(map(str, row)) + "\n" for row in rows]
+        (folder / f"{name}.dat").write_text("".join(lines), encoding="latin-1")
+
+
+def write_25m(folder: pathlib.Path, tables: dict[str, pa.Table]) -> None:
+    """Writes `ratings.csv` and `movies.csv` as GroupLens does."""
+    ratings = [(*row[:2], float(row[2]), row[3]) for row in _plain(tables["ratings"])]
+    items = [
+        (r["item_id"], r["title"], "|".join(r["genres"]) or "(no genres listed)")
+        for r in tables["items"].to_pylist()
+    ]
+    for name, header, rows in (
+        ("ratings", ("userId", "movieId", "rating", "timestamp"), ratings),
+        ("movies", ("movieId", "title", "genres"), items),
+    ):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+
+
+def _plain(ratings: pa.Table) -> list[tuple]:
+    return [
+        (r["user_id"], r["item_id"], r["rating"], int(r["timestamp"].timestamp()))
+        for r in ratings.to_pylist()
+    ]
 
 
 def _ratings(rng: np.random.Generator) -> pa.Table:

@@ -73,7 +73,7 @@ def test_what_a_process_reads_follows_from_the_sharding(spec, owners, expected):
 def test_a_process_whose_devices_hold_scattered_examples_is_an_error():
     mesh = meshes.make_mesh()
     sharding = NamedSharding(mesh, PartitionSpec(("data", "model")))
-    with pytest.raises(ConfigError, match="not adjacent; choose mesh.data"):
+    with pytest.raises(ConfigError, match=r"not adjacent; choose mesh\.data"):
         meshes.input_shard(OfProcesses(sharding, [0, 1] * 4), 16, process_index=0)
     with pytest.raises(ConfigError, match="pieces must be equal"):
         owners = [0, 0, 1, 1, 1, 1, 1, 1]

@@ -122,6 +122,7 @@ def test_deduplication_on_the_device_gives_the_same_run(clicks, finished, tmp_pa
     assert max(rounds) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adagrad", "lazy_adam"])
 def test_sixteen_bit_rows_train_nearly_as_well(clicks, tmp_path, optimizer):
     auc = {}

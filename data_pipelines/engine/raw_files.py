@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from data_pipelines.engine import broken_rows
 from rankax.config.base import suggest
 from rankax.data.card import DataError
 
@@ -30,6 +31,7 @@ EXPECTED = {
     "id": "an id; write integers or text, or pass --text=COLUMN to read it as text",
     "list": "a list of ids; write integers or text, in CSV one cell with separators",
     "number": "a number",
+    "vector": "a list of numbers",
     "time": "a time; write an integer, or a timestamp in ISO 8601",
 }
 
@@ -42,11 +44,14 @@ class Format:
         text: id and list columns to take as text although they look like numbers.
         missing: what stands for a missing value in CSV, besides an empty cell.
         separator: between the elements of a list in one cell of text.
+        on_bad_line: "error" or "skip": what becomes of a row of CSV with too many or
+            too few cells, or with a cell that is not of its column's type.
     """
 
     text: Sequence[str] = ()
     missing: Sequence[str] = ()
     separator: str = "|"
+    on_bad_line: str = "error"
 
 
 class Column(NamedTuple):
@@ -84,6 +89,12 @@ def find_columns(
         DataError: a column is missing or its type does not suit its kind.
     """
     schema = _schema(file, form)
+    if _is_csv(file) and form.on_bad_line == "skip":
+        # Where text stands among numbers, its row is to be left out.
+        for name in [name for name, kind in kinds.items() if kind == "number"]:
+            place = schema.get_field_index(name)
+            if place >= 0 and pa.types.is_string(schema.field(place).type):
+                schema = schema.set(place, pa.field(name, pa.float64()))
     columns = {
         name: column_of(schema, name, kind, where=file, as_text=name in form.text)
         for name, kind in kinds.items()
@@ -120,13 +131,36 @@ def column_of(
     return Column(pa.string() if kind == "list" else stored, target)
 
 
+def check_id_types(
+    id_columns: Mapping[str, tuple[str, str]], columns: Mapping[str, Column]
+) -> None:
+    """Raises where one table would get integers from one column and text of another.
+
+    Args:
+        id_columns: of the plan.
+        columns: of `find_columns`.
+    """
+    first: dict[str, tuple[str, pa.DataType]] = {}
+    for name, (table, kind) in id_columns.items():
+        found = columns[name].type
+        found = found.value_type if kind == "list" else found
+        first_name, expected = first.setdefault(table, (name, found))
+        if found != expected:
+            number = name if found == pa.int64() else first_name
+            raise DataError(
+                f"table {table!r} is shared by column {first_name!r} with {expected} "
+                f"ids and column {name!r} with {found} ids; pass --text={number}"
+            )
+
+
 def chunks(
     file: pathlib.Path, columns: Mapping[str, Column], form: Format
 ) -> Iterator[pa.Table]:
     """Yields the columns of a file, some hundred thousand rows at a time.
 
     Raises:
-        DataError: a column is missing, or a value is not of its column's type.
+        DataError: a column is missing, a value is not of its column's type, or a row
+            of CSV is broken, unless such rows are skipped.
     """
     names = _schema(file, form).names
     for name in columns:
@@ -135,23 +169,20 @@ def chunks(
                 f"{file}: column {name!r} is missing; {suggest(name, names)}"
             )
     try:
-        if _is_csv(file):
-            reader = _open_csv(file, form, columns)
-        else:
-            reader = pq.ParquetFile(file).iter_batches(
-                PARQUET_ROWS, columns=list(columns)
-            )
-        for batch in reader:
-            yield pa.table(
-                {
-                    name: _cast(batch.column(name), column.type, form.separator)
-                    for name, column in columns.items()
-                }
-            )
+        for batch in _batches(file, columns, form):
+            chunk = {
+                name: _cast(batch.column(name), column.type, form.separator)
+                for name, column in columns.items()
+            }
+            yield pa.table(chunk).replace_schema_metadata(batch.schema.metadata)
     except (pa.ArrowException, OSError) as error:
+        found = str(error)
+        if _is_csv(file) and form.on_bad_line == "error":
+            found = broken_rows.first(file, columns, form, open_csv) or found
         raise DataError(
-            f"{file}: {error}; types are those of the first rows of the training data, "
-            "correct the file or pass --text=COLUMN to read the ids of a column as text"
+            f"{file}: {found}; types are those of the first rows of the training data, "
+            "correct the file, pass --text=COLUMN to read the ids of a column as text, "
+            "or --on_bad_line=skip to leave such rows out"
         ) from error
 
 
@@ -201,6 +232,11 @@ def _target(
             return pa.list_(value) if value is not None else None
         # A list of one element may look like anything; `_infer_list_elements` looks.
         return None if pa.types.is_nested(found) else pa.string()
+    if kind == "vector":
+        is_numbers = pa.types.is_list(found) or pa.types.is_fixed_size_list(found)
+        if is_numbers and _target("number", found.value_type) is not None:
+            return pa.list_(pa.float32())
+        return None
     if pa.types.is_nested(found):
         return None
     if kind == "id":
@@ -269,19 +305,46 @@ def _is_csv(file: pathlib.Path) -> bool:
     return file.name.endswith(CSV_SUFFIXES)
 
 
-def _open_csv(
-    file: pathlib.Path, form: Format, columns: Mapping[str, Column] | None = None
+def _batches(
+    file: pathlib.Path, columns: Mapping[str, Column], form: Format
+) -> Iterator[pa.RecordBatch]:
+    if not _is_csv(file):
+        return pq.ParquetFile(file).iter_batches(PARQUET_ROWS, columns=list(columns))
+    if form.on_bad_line == "skip":
+        return broken_rows.left_out(file, columns, form, open_csv)
+    types = {name: column.stored for name, column in columns.items()}
+    return iter(open_csv(file, form, types))
+
+
+def open_csv(
+    file: pathlib.Path,
+    form: Format,
+    types: Mapping[str, pa.DataType] | None = None,
+    on_broken_row: Callable[[pyarrow.csv.InvalidRow], str] | None = None,
 ) -> pyarrow.csv.CSVStreamingReader:
+    """Returns a reader of some columns, or of all with types that are inferred.
+
+    Args:
+        file: with a header.
+        form: see `Format`.
+        types: of the columns to read; None = all columns.
+        on_broken_row: gets rows with too many or too few cells, with their numbers.
+    """
     parse = pyarrow.csv.ParseOptions(
-        delimiter="\t" if ".tsv" in file.suffixes else ",", newlines_in_values=True
+        delimiter="\t" if ".tsv" in file.suffixes else ",",
+        newlines_in_values=True,
+        invalid_row_handler=on_broken_row,
     )
     convert = pyarrow.csv.ConvertOptions(
         null_values=["", *form.missing], strings_can_be_null=True
     )
-    if columns is not None:
-        convert.include_columns = list(columns)
-        convert.column_types = {name: c.stored for name, c in columns.items()}
-    read = pyarrow.csv.ReadOptions(block_size=CSV_BLOCK_BYTES)
+    if types is not None:
+        convert.include_columns = list(types)
+        convert.column_types = dict(types)
+    read = pyarrow.csv.ReadOptions(
+        block_size=CSV_BLOCK_BYTES,
+        use_threads=on_broken_row is None,  # only one thread knows the rows' numbers
+    )
     return pyarrow.csv.open_csv(
         file, read_options=read, parse_options=parse, convert_options=convert
     )
@@ -291,7 +354,8 @@ def _schema(file: pathlib.Path, form: Format) -> pa.Schema:
     """Returns names and types as the file has them, or as its first block looks."""
     try:
         if _is_csv(file):
-            with _open_csv(file, form) as reader:
+            # Rows with too many or too few cells are told or left out later.
+            with open_csv(file, form, on_broken_row=lambda row: "skip") as reader:
                 return reader.schema
         return pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:

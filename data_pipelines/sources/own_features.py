@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from data_pipelines import raw_files
+from data_pipelines.engine import raw_files
 from rankax.data.card import DataError
 
 # How the columns of the published statistics are called, all but video_id.

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from data_pipelines.vocabulary import Hashed, Vocabulary
 from rankax.config.base import suggest
 from rankax.data.card import (
     CategoricalField,
@@ -10,6 +9,7 @@ from rankax.data.card import (
     Field,
     NumericField,
     SequenceField,
+    VectorField,
 )
 
 SPECIAL_KINDS = {"weight": "number", "group": "id", "time": "time", "domain": "id"}
@@ -36,6 +36,8 @@ class Plan:
         hashed: table -> number of rows; all other tables are vocabularies.
         min_count: ids that training has less often are unknown ids.
         slices: raw columns of few values, by which evaluation reports metrics.
+        slice_values: slice column -> its values, where they are known beforehand; all
+            that the data have.
         origin: for the card.
         licence: for the card.
     """
@@ -47,6 +49,7 @@ class Plan:
     hashed: dict[str, int] = dataclasses.field(default_factory=dict)
     min_count: int = 1
     slices: tuple[str, ...] = ()
+    slice_values: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     origin: str = ""
     licence: str = ""
 
@@ -77,6 +80,7 @@ class Plan:
         """Returns raw column -> its kind in `raw_files.find_columns`."""
         kinds = {column: kind for column, (_, kind) in self.id_columns().items()}
         others = [(f.name, "number") for f in self.fields if type(f) is NumericField]
+        others += [(f.name, "vector") for f in self.fields if type(f) is VectorField]
         others += [(label.column, "number") for label in self.labels]
         others += [(column, SPECIAL_KINDS[k]) for k, column in self.special.items()]
         for column in self.slices:
@@ -98,8 +102,12 @@ class Plan:
                 )
         return kinds
 
-    def encoders(self) -> dict[str, Vocabulary | Hashed]:
-        """Returns an empty vocabulary, or the hashing, of every table."""
+    def tables(self) -> tuple[str, ...]:
+        """Returns the tables of the ids, each once.
+
+        Raises:
+            DataError: flags that contradict each other.
+        """
         tables = dict.fromkeys(table for table, _ in self.id_columns().values())
         for table in self.hashed:
             if table not in tables:
@@ -112,9 +120,8 @@ class Plan:
                 f"--min_count={self.min_count}: all tables are hashed, and rare ids "
                 "are left out of vocabularies only; leave it at 1"
             )
-        return {
-            table: Hashed(table, self.hashed[table])
-            if table in self.hashed
-            else Vocabulary(table, min_count=self.min_count)
-            for table in tables
-        }
+        return tuple(tables)
+
+    def vocabularies(self) -> tuple[str, ...]:
+        """Returns the tables that are not hashed."""
+        return tuple(table for table in self.tables() if table not in self.hashed)

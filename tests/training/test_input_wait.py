@@ -1,0 +1,24 @@
+"""What counts as waiting for input."""
+
+import types
+
+from rankax.train import _Window
+
+
+def step(*, is_ready):
+    return types.SimpleNamespace(
+        is_ready=lambda: is_ready, block_until_ready=lambda: None
+    )
+
+
+def test_a_wait_counts_only_if_no_step_was_running_at_its_end():
+    window = _Window()
+    window.add(step(is_ready=True), {}, 64)  # ends the compilation; time starts
+    window.waited(1.0)
+    assert window.wait_seconds == 1
+    window.add(step(is_ready=False), {}, 64)
+    window.waited(2.0)
+    assert window.wait_seconds == 1
+    window.add(step(is_ready=True), {}, 64)
+    window.waited(4.0)
+    assert window.wait_seconds == 5

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from rankax import evaluate, train
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
-from rankax.data.card import DataError
+from rankax.data.errors import DataError
 from rankax.embeddings.routing import RoutingOverflowError
 
 _MODES = {"train": train.train, "evaluate": evaluate.evaluate}

@@ -318,7 +318,8 @@ class _Window:
 
     def waited(self, seconds: float) -> None:
         """Counts a wait for input, unless the devices were busy up to its end."""
-        if not self._losses or self._losses[-1].is_ready():
+        # Not in the type of jax.Array, though every array has it.
+        if not self._losses or self._losses[-1].is_ready():  # pyright: ignore
             self.wait_seconds += seconds
 
     def add(self, loss: jax.Array, counts: counters.Counts, num_examples: int) -> None:

@@ -89,10 +89,11 @@ class Block:
         words: [W, n] uint32, the lines; 8-byte values take two.
         spans: where the lines belong.
         wide: the columns that hold several values per example, in the order wanted.
-        lists: the list columns.
+        lists: the list columns, without their values.
         windows: for each of them [v + 1], the L values from each place on.
         starts: [M, n] int64, where the kept part of each list begins in its values.
         lengths: [M, n] int32, the number of kept values.
+        memory: what holds words and windows, and `Buffers` may get back.
     """
 
     num_rows: int
@@ -128,10 +129,12 @@ class Buffers:
             for i, buffer in enumerate(self._free):
                 if num_words <= len(buffer) <= 2 * num_words:
                     return self._free.pop(i)
+            if self._free:  # those of other sizes would add up
+                self._free.pop(0)
         return np.empty(num_words + num_words // 32, np.uint32)
 
     def give_back(self, block: Block) -> None:
-        """Takes the memory of a block that nobody will use again."""
+        """Takes the memory of a block, whose content is lost with the next `take`."""
         with self._lock:
             self._free.extend(block.memory)
 
@@ -239,9 +242,10 @@ def join(parts: Sequence[Part]) -> Arrays:
         array = arrays[column.array].view(np.uint32)
         array = array[:, column.place : column.place + column.width]
         is_padding = _is_padding(column.width)
-        combine, bits = np.bitwise_and, ~is_padding
         if column.is_padded_with_ones:
             combine, bits = np.bitwise_or, is_padding
+        else:
+            combine, bits = np.bitwise_and, ~is_padding
         for (block, low, high), stop in zip(parts, stops, strict=True):
             found = block.windows[i][block.starts[column.bag, low:high]]
             words = found.view(np.uint32).reshape(-1, column.width)

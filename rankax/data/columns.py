@@ -119,6 +119,7 @@ class Columns:
         column = self._complete(name)
         if _is_text(column.type):
             column = string_ids(column)
+            self._refuse_nulls(name, column)  # those of a dictionary's values
         elif not types.is_integer(column.type):
             expected = "an integer or text group (user) per example"
             raise self._wrong_type(name, expected)
@@ -137,11 +138,24 @@ class Columns:
     def times(self, name: str) -> np.ndarray:
         """Returns [n] int64; timestamps and dates become microseconds since 1970."""
         column = self._complete(name)
-        if types.is_timestamp(column.type) or types.is_date(column.type):
-            column = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+        kind = column.type
+        if types.is_timestamp(kind) or types.is_date(kind):
+            is_finer = types.is_timestamp(kind) and kind.unit == "ns"
+            try:  # nanoseconds may lose digits, others may not overflow
+                column = column.cast(pa.timestamp("us"), safe=not is_finer)
+            except pa.ArrowInvalid as error:
+                raise DataError(
+                    f"{self.where}: column {name!r} cannot be counted in microseconds "
+                    f"({error}); correct the times when the data set is made"
+                ) from error
+            column = column.cast(pa.int64())
         if not types.is_integer(column.type):
             raise self._wrong_type(name, "an integer or a timestamp")
-        return column.to_numpy(zero_copy_only=True).astype(np.int64, copy=False)
+        values = column.to_numpy(zero_copy_only=True)
+        if values.dtype == np.uint64:
+            too_large = values >= 2**63
+            self.check(name, values, too_large, "within 63 bits", "write a signed type")
+        return values.astype(np.int64, copy=False)
 
     def check(
         self,
@@ -319,7 +333,9 @@ class Columns:
         self, name: str, expected: str, advice: str = "convert the column"
     ) -> DataError:
         kind = self._type(name)
-        if _is_list(kind) and "list" not in expected:
+        if "null" in str(kind):
+            advice = "write the column with the type that its values would have"
+        elif _is_list(kind) and "list" not in expected:
             advice = "set max_length of the field in dataset.json, or write one value"
         elif "list" in expected and not _is_list(kind):
             advice = (

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from rankax.data import shards, storage
-from rankax.data.card import FILE_NAME, Card, DataError
+from rankax.data.card import FILE_NAME, Card
+from rankax.data.errors import DataError
 from rankax.data.shards import PartWriter, ShardWriter
 from rankax.data.storage import Location
 

@@ -2,7 +2,8 @@
 
 `rankax.data.order` says which rows come when; here they are read, packed and joined.
 Memory holds the row groups that the process's lanes are in, and a few that are loaded
-ahead: at most L / P + threads + 1, however large the data set is.
+ahead: at most L / P + threads + 1, however large the data set is, as long as a batch
+takes few rows of each. A split of fewer than 2 · L row groups may be in memory whole.
 """
 
 from collections import Counter, deque
@@ -17,7 +18,7 @@ import numpy as np
 from rankax.config.base import ConfigError
 from rankax.data import blocks, order, packing
 from rankax.data.blocks import Arrays
-from rankax.data.card import DataError
+from rankax.data.errors import DataError
 from rankax.data.order import Position
 from rankax.data.schema import Schema
 from rankax.data.source import SplitSource
@@ -78,7 +79,8 @@ def read_batches(
             over the L row groups that are in use at a time.
         num_epochs: stop after this many; None = never.
         time_window: width of the windows of the card's time column that come one after
-            the other (`order.time_windows`), with shuffling inside each; 0 = none.
+            the other (`order.time_windows`), with shuffling inside each; 0 = none. The
+            time column of the whole split is read at the start.
         position: where to go on; None = at the start.
         shard_index: p, this process.
         shard_count: P, divides L.
@@ -93,7 +95,7 @@ def read_batches(
     Raises:
         ConfigError: sizes that do not divide.
         DataError: fewer examples than lanes, or a position of another order. Errors
-            of the data come while iterating, as `packing.pack` raised them.
+            of the data come while iterating, as `packing.encode` raised them.
     """
     _check_sizes(
         source,
@@ -309,14 +311,14 @@ class _Epoch:
         """
         pieces, parts = self._pieces[lane], []
         while rows:
-            while len(pieces) > 1 and pieces[0].end_row <= row:
-                self._used.append(pieces.popleft().group)
             piece = pieces[0]
             place = (row - piece.first_row) % (piece.stop - piece.start)
             start = piece.start + place
             stop = min(start + rows, piece.stop)
             parts.append(blocks.Part(self._blocks[piece.group], start, stop))
             row, rows = row + stop - start, rows - (stop - start)
+            if len(pieces) > 1 and piece.end_row <= row:
+                self._used.append(pieces.popleft().group)
         return parts
 
     def _release_used(self) -> None:

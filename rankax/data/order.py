@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rankax.data.card import DataError
+from rankax.data.errors import DataError
 from rankax.data.source import SplitSource
 
 FORMAT = 2
+MAX_WINDOWS = 100_000  # more are a wrong unit, and would take long to plan
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +105,8 @@ def time_windows(source: SplitSource, column: str, width: int) -> list[Window]:
             Window k holds the times [k · width, (k + 1) · width).
 
     Raises:
-        DataError: the card names no time column, or a row stands after one of a later
-            window.
+        DataError: the card names no time column, a row stands after one of a later
+            window, or there are more than `MAX_WINDOWS`.
     """
     if not column:
         raise DataError(
@@ -119,7 +120,7 @@ def time_windows(source: SplitSource, column: str, width: int) -> list[Window]:
         (steps,) = np.nonzero(np.diff(numbers))
         cuts = [0, *(steps + 1).tolist(), int(source.rows_per_group[group])]
         for start, stop in itertools.pairwise(cuts):
-            number = int(numbers[min(start, len(numbers) - 1)])
+            number = int(numbers[start])
             if latest is not None and number < latest:
                 raise DataError(
                     f"{source.where(group)}: row {start} has a time of window "
@@ -131,6 +132,12 @@ def time_windows(source: SplitSource, column: str, width: int) -> list[Window]:
                 windows.append([])
             latest = number
             windows[-1].append(Unit(group, start, stop))
+        if len(windows) > MAX_WINDOWS:
+            raise DataError(
+                f"{source.where(group)}: data.time_window = {width} makes more than "
+                f"{MAX_WINDOWS:,} windows; its unit is that of {column!r}, "
+                "microseconds where that holds timestamps: choose a wider one"
+            )
     return windows
 
 

@@ -18,7 +18,7 @@ PADDING = -1
 
 
 def needed_columns(schema: Schema) -> tuple[str, ...]:
-    """Returns the Parquet columns that `pack` reads, each once."""
+    """Returns the Parquet columns that `encode` reads, each once."""
     card = schema.card
     names = [name for slot in schema.slots for name in (slot.column, slot.weights)]
     names += [field.column or field.name for field in schema.numeric]

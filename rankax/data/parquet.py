@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 
 from rankax.config.base import suggest
 from rankax.data import packing, storage
-from rankax.data.card import FILE_NAME, Card, DataError
+from rankax.data.card import FILE_NAME, Card
 from rankax.data.columns import Columns
+from rankax.data.errors import DataError
 from rankax.data.schema import Schema
 from rankax.data.storage import Location
 
@@ -54,6 +55,10 @@ class ParquetSplit:
         footers = _footers(places)
         self._metadata = {
             place: footer.metadata
+            for place, footer in zip(places, footers, strict=True)
+        }
+        self._sizes_bytes = {
+            place: footer.file_size_bytes
             for place, footer in zip(places, footers, strict=True)
         }
         self._check_columns()
@@ -98,6 +103,7 @@ class ParquetSplit:
         # Checksums cost a quarter of the decoding, so they are looked at once.
         verify = group not in self._verified
         try:
+            self._check_size(place)
             # Parallelism belongs to the caller's threads: see `rankax.data.lanes`.
             table = self._file(place, verify=verify).read_row_group(
                 index, columns=columns, use_threads=False
@@ -111,6 +117,14 @@ class ParquetSplit:
         if columns is self._columns:
             self._verified.add(group)
         return table
+
+    def _check_size(self, place: Location) -> None:
+        """Raises if a file has become shorter or longer since it was opened.
+
+        Files are mapped into memory: reading past the end would end the process.
+        """
+        if place.is_local and place.local.stat().st_size != self._sizes_bytes[place]:
+            raise OSError("its size has changed since the split was opened")
 
     def _file(self, place: Location, *, verify: bool) -> pq.ParquetFile:
         """Returns this thread's handle of a shard; the latest few stay open."""
@@ -126,7 +140,8 @@ class ParquetSplit:
                 pre_buffer=not place.is_local,  # one request for adjacent columns
                 page_checksum_verification=verify,
             )
-            if len(files) > OPEN_FILES:
+            # A handle of a store keeps the bytes that it fetched last.
+            if len(files) > (OPEN_FILES if place.is_local else 1):
                 files.popitem(last=False)[1].close()
         files.move_to_end(key)
         return files[key]
@@ -136,6 +151,11 @@ class ParquetSplit:
         for place, metadata in self._metadata.items():
             schema = metadata.schema.to_arrow_schema()
             for name in self._columns:
+                if schema.names.count(name) > 1:
+                    raise DataError(
+                        f"{place}: {schema.names.count(name)} columns are named "
+                        f"{name!r}; rename all but one"
+                    )
                 if name not in schema.names:
                     there = ""
                     if name in expected:
@@ -205,6 +225,7 @@ class _Footer(NamedTuple):
 
     metadata: pq.FileMetaData
     digest: str
+    file_size_bytes: int
 
 
 def _footers(places: list[Location]) -> list[_Footer]:
@@ -230,4 +251,4 @@ def _footer(place: Location) -> _Footer:
             "the data set again"
         ) from error
     # The bytes themselves: what another version of Arrow makes of them may differ.
-    return _Footer(metadata, hashlib.sha256(end[-length:]).hexdigest())
+    return _Footer(metadata, hashlib.sha256(end[-length:]).hexdigest(), size)

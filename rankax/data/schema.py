@@ -26,7 +26,6 @@ from rankax.config.base import suggest
 from rankax.data.card import (
     Card,
     CategoricalField,
-    DataError,
     Field,
     Label,
     NumericField,
@@ -35,6 +34,7 @@ from rankax.data.card import (
     Table,
     VectorField,
 )
+from rankax.data.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,7 +119,7 @@ class Location:
     def write_text(self, text: str) -> None:
         """Makes a text file, whole or not at all."""
         with explained(self, "cannot be written"), Draft(self) as draft:
-            draft.path.write_text(text)
+            draft.path.write_text(text, encoding="utf-8")
             draft.publish()
 
     def clear(self, *, keep: str = "") -> None:
@@ -247,9 +247,10 @@ class Draft:
             with contextlib.suppress(OSError):
                 filesystem.delete_file(target)
             raise
+        self.discard()
 
     def discard(self) -> None:
-        """Deletes the file if it was not published."""
+        """Deletes the file if it is still there."""
         self.path.unlink(missing_ok=True)
 
 

@@ -26,7 +26,6 @@ from rankax.data import synthetic_world as worlds
 from rankax.data.card import (
     Card,
     CategoricalField,
-    DataError,
     Label,
     NumericField,
     SequenceColumn,
@@ -35,6 +34,7 @@ from rankax.data.card import (
     Table,
 )
 from rankax.data.dataset_writer import DatasetWriter
+from rankax.data.errors import DataError
 from rankax.data.schema import Schema
 from rankax.metrics import auc, binary
 

@@ -194,12 +194,14 @@ def direct_rows(
         return ids.astype(np.int32, copy=False)
     is_outside = (ids < 0) | (ids >= num_rows)
     if default_row is None:
+        largest, more_rows = int(ids.max()), ""
+        if num_rows <= largest < MAX_ROWS:
+            more_rows = f"set num_rows of the table to {largest + 1} or more, "
         raise DataError(
             f"{where}{': ' if where else ''}field {field!r}: {is_outside.sum()} of "
             f"{ids.size} ids are outside table {table!r} with num_rows = {num_rows} "
-            f"(smallest id {ids.min()}, largest {ids.max()}); set num_rows of the "
-            f"table to {max(int(ids.max()), 0) + 1} or more, make the table's ids "
-            "'hash', train a row for them all "
+            f"(smallest id {ids.min()}, largest {largest}); {more_rows}make the "
+            "table's ids 'hash', train a row for them all "
             "(--config.tables.out_of_range=default_row), or convert the data set again "
             "(ids start at 0, unknown and missing are an id of their own)"
         )

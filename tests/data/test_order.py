@@ -83,7 +83,7 @@ def timed(draw):
     """Splits sorted by window, with any order inside a window and any row groups."""
     counts = draw(st.lists(st.integers(1, 25), min_size=1, max_size=6))
     steps = [WIDTH * draw(st.sampled_from([1, 3])) for _ in counts]
-    times = np.cumsum(steps)
+    times = draw(st.sampled_from([-50, 0])) + np.cumsum(steps)
     inside = st.integers(0, WIDTH - 1)
     flat = [
         int(start) + draw(inside)
@@ -149,6 +149,13 @@ def test_rows_after_those_of_a_later_window_are_an_error():
     ):
         order.time_windows(data, "when", WIDTH)
     assert len(order.time_windows(data, "when", 100)) == 1  # sorted enough for it
+
+
+def test_far_too_many_windows_are_a_wrong_unit(monkeypatch):
+    monkeypatch.setattr(order, "MAX_WINDOWS", 3)
+    assert len(order.time_windows(Timed([[1, 2, 3]]), "when", 1)) == 3
+    with pytest.raises(DataError, match="more than 3 windows; its unit is that of"):
+        order.time_windows(Timed([[1, 2], [3, 4]]), "when", 1)
 
 
 def test_windows_without_a_time_column_are_an_error():

@@ -193,6 +193,12 @@ def test_timestamps_of_any_unit_become_microseconds():
         column = pa.array([moment.replace(tzinfo=None)] * 3).cast(kind)
         arrays = packing.pack(table(time=column), SCHEMA, where="shop")
         assert arrays["time"].tolist() == [expected] * 3
+    large = pa.array([2 * 10**13] * 3, pa.timestamp("s"))
+    with pytest.raises(DataError, match="'time' cannot be counted in microseconds"):
+        packing.pack(table(time=large), SCHEMA, where="shop")
+    with pytest.raises(DataError, match="values that are not within 63 bits"):
+        unsigned = pa.array([2**63] * 3, pa.uint64())
+        packing.pack(table(time=unsigned), SCHEMA, where="shop")
     days = pa.array([datetime.date(1970, 1, 2)] * 3)
     arrays = packing.pack(table(time=days), SCHEMA, where="shop")
     assert arrays["time"].tolist() == [86_400_000_000] * 3

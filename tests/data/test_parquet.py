@@ -1,5 +1,6 @@
 import concurrent.futures
 import dataclasses
+import os
 import pickle
 import shutil
 
@@ -351,6 +352,23 @@ def test_one_wrong_bit_is_found_and_named(tmp_path):
     for group in (0, 2):
         rows = made_table(10 * group, 10 * group + 10)
         assert source.read(group).equals(rows.drop_columns("unused"))
+
+
+def test_shard_cut_off_while_it_is_read_is_named(folder):
+    source = opened(folder)
+    source.read(0)
+    path = folder / "train" / "a.parquet"
+    os.truncate(path, path.stat().st_size // 2)  # its mapped pages are gone
+    with pytest.raises(DataError, match=r"a.parquet: row group 0 .* size has changed"):
+        source.read(0)
+
+
+def test_two_columns_of_one_name_are_an_error(folder):
+    path = folder / "train" / "b.parquet"
+    rows = pq.read_table(path)
+    pq.write_table(rows.append_column("item", rows["item"]), path)
+    with pytest.raises(DataError, match=r"b.parquet: 2 columns are named 'item'"):
+        opened(folder)
 
 
 def test_shard_that_disappears_is_named(folder):

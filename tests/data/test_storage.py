@@ -1,6 +1,7 @@
 from concurrent import futures
 import pickle
 import shutil
+import tempfile
 
 import boto3
 from moto.core import set_initial_no_auth_action_count
@@ -223,6 +224,14 @@ def test_store_has_what_the_disk_has(memory, local):
     for name in here:
         with memory.filesystem.open_input_file((memory / name).path) as file:
             assert file.read() == (local / name).read_bytes(), name
+
+
+def test_writing_to_a_store_leaves_nothing_in_the_temporary_folder(
+    memory, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    write_folder(memory)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_in_a_store_is_a_dataset_only_when_finished(memory):

@@ -128,8 +128,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=pathlib.Path, help="also write everything here")
     parser.add_argument("--folder", type=pathlib.Path, help="for the files, removed")
     args = parser.parse_args(argv)
-    args.rows = args.rows or (QUICK_ROWS if args.quick else ROWS)
-    args.rounds = args.rounds or (1 if args.quick else 3)
+    if args.rows is None:
+        args.rows = QUICK_ROWS if args.quick else ROWS
+    if args.rounds is None:
+        args.rounds = 1 if args.quick else 3
     if args.rows < 1 or args.rounds < 1:
         parser.error("--rows and --rounds are positive numbers")
     if args.json and not args.json.parent.is_dir():
@@ -142,6 +144,8 @@ def main() -> None:
     args = parse_arguments()
     machine, versions = measure.run_alone(measure.describe)
     print(measure.hardware_line(machine, machine["cpu_cores"]))
+    if args.folder is not None:
+        args.folder.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(tempfile.mkdtemp(dir=args.folder))
     try:
         text = folder / "train.txt"

@@ -288,7 +288,7 @@ def totals(batches: Iterable[Batch], schema: Schema) -> dict[str, float]:
         if "ids" not in batch:  # columns
             batch = _packed(batch, schema)
         weight = batch.get("weight", np.ones(len(batch["labels"])))
-        rows = _rows(batch["ids"], schema).astype(np.float64)
+        rows = _table_rows(batch["ids"], schema).astype(np.float64)
         labels = batch["labels"][:, 0] * weight
         sums += [
             weight.sum(),
@@ -307,7 +307,7 @@ def expected_totals(
     return totals([_head(folder, schema, rows)], schema)
 
 
-def _rows(ids: np.ndarray, schema: Schema) -> np.ndarray:
+def _table_rows(ids: np.ndarray, schema: Schema) -> np.ndarray:
     """Returns rows of tables; 64-bit ids are raw ones, padding counts as row 0."""
     if ids.dtype == np.int64:
         columns = [

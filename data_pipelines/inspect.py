@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="AUC above which one field alone is a leak (default: %(default)s)",
     )
     flags = parser.parse_args(arguments)
+    for name, path in (("json", flags.json), ("html", flags.html)):
+        if path and not path.parent.is_dir():
+            parser.error(f"--{name}={path}: there is no folder {path.parent}")
     try:
         path = storage.locate(flags.dataset).local
         folder = Folder(path, max_rows=flags.max_rows)

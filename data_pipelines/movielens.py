@@ -3,14 +3,14 @@ r"""MovieLens: will a user like a film, with the user's past as a sequence.
     python -m data_pipelines.movielens --raw=DIR --out=datasets/movielens_100k
 
 DIR is GroupLens's ml-100k (`u.data`), ml-1m (`ratings.dat`) or ml-25m (`ratings.csv`),
-or holds 100K as `ratings.parquet`, `users.parquet` and `items.parquet`; where these and
-`u.data` are both there the Parquet files are read. Label: `like` = rating >= 4. Split
-by time: the oldest 80 % train, the newest 10 % test; ratings of the same second in the
-order of the file, or as the column `split_time` of ratings.parquet says. Hour and
-weekday are those of UTC. 25M has half stars and knows nothing of its users; it is dealt
-by user into temporary files beside --out, which are then in memory one at a time for
-each thread or worker. Licence of the data: research, no redistribution; nothing of it
-is in this repository.
+or the folder around it, or holds 100K as `ratings.parquet`, `users.parquet` and
+`items.parquet`; where these and `u.data` are both there the Parquet files are read.
+Label: `like` = rating >= 4. Split by time: the oldest 80 % train, the newest 10 % test;
+ratings of the same second in the order of the file, or as the column `split_time` of
+ratings.parquet says. Hour and weekday are those of UTC. 25M has half stars and knows
+nothing of its users; it is dealt by user into temporary files beside --out, which are
+then in memory one at a time for each thread or worker. Licence of the data: research,
+no redistribution; nothing of it is in this repository.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -182,9 +182,7 @@ class MovieLensRows:
     def __post_init__(self) -> None:
         self.num_parts = len(self.ratings)
 
-    def chunks(
-        self, part: int, *, only_train: bool = False
-    ) -> Iterator[tuple[str, pa.Table]]:
+    def chunks(self, part: int) -> Iterator[tuple[str, pa.Table]]:
         """Yields (split, rows) of the users of a bucket."""
         ratings = buckets.read(self.ratings[part], RATINGS, where=self.where)
         is_liked = pc.greater_equal(ratings["rating"], LIKED_FROM)
@@ -193,8 +191,8 @@ class MovieLensRows:
         everything = _past(ratings, ratings)
         pasts = {name: _past(ratings, events[name]) for name in chosen}
         items = {name: events[name]["item_id"].combine_chunks() for name in chosen}
-        names = self.names[: 1 if only_train else None]
-        for split, places in buckets.chunks(ratings["split"].to_numpy(), names):
+        splits = ratings["split"].to_numpy()
+        for split, places in buckets.chunks(splits, self.names):
             columns = self._columns(ratings.take(pa.array(places)))
             for name, past in pasts.items():
                 columns[f"{name}_item"] = past.rows(places).take(items[name])

@@ -18,9 +18,9 @@ training data by falling count, its row 0 for what is unknown, unless --hash set
 number of rows: then ids are hashed when they are read, and none is unknown.
 
 Values: ids are integers or text; a missing id is an id too, with a row of its own if
-training has any (hashed: that of the empty text), a missing list is empty, a missing
-number is 0. All of these are counted, printed and kept in conversion.json. Labels are 0
-or 1, or a number compared with another one.
+training has any (hashed: that of the empty text), a missing number is 0. Missing ids
+and numbers and unknown ids are counted, printed and kept in conversion.json. A missing
+list is empty. Labels are 0 or 1, or a number compared with another one.
 """
 
 import argparse

@@ -1,11 +1,8 @@
 """Rows of CSV that cannot be understood: which they are, and the others without them.
 
-A row is broken if it has too many or too few cells, or if the cell of a column of
-numbers is none. All cells are read as text and then checked, column by column.
+A row is broken if it has too many or too few cells, or if a cell is not what its column
+holds. All cells are read as text and then cast, column by column.
 """
-
-# pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions when it is imported.
 
 from collections.abc import Callable, Iterator, Mapping
 import json
@@ -13,19 +10,18 @@ import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 
 BAD_LINES = b"bad_lines"  # key of the metadata of a batch or chunk of rows
 SHOWN = 200  # characters of a broken row
 
 Open = Callable[..., pyarrow.csv.CSVStreamingReader]
+Cast = Callable[[pa.Array, Any], pa.Array]  # cells of text, their column -> its values
 
 
 class _Batch(NamedTuple):
-    """Rows that are not broken, as text, and what is known of those that are."""
+    """Rows that are not broken, and what is known of those that are."""
 
     rows: pa.RecordBatch
     num_broken: int
@@ -33,25 +29,30 @@ class _Batch(NamedTuple):
 
 
 def first(
-    file: pathlib.Path, columns: Mapping[str, Any], form: Any, open_csv: Open
+    file: pathlib.Path,
+    columns: Mapping[str, Any],
+    form: Any,
+    open_csv: Open,
+    cast: Cast,
 ) -> str:
     """Returns what the first broken row of a file is, or "" where none is found."""
-    found = (batch.first for batch in _read(file, columns, form, open_csv))
-    return next(filter(None, found), "")
+    found = (batch.first for batch in _read(file, columns, form, open_csv, cast))
+    try:
+        return next(filter(None, found), "")
+    except pa.ArrowException:  # of bytes that are no text; whoever asks knows it
+        return ""
 
 
 def left_out(
-    file: pathlib.Path, columns: Mapping[str, Any], form: Any, open_csv: Open
+    file: pathlib.Path,
+    columns: Mapping[str, Any],
+    form: Any,
+    open_csv: Open,
+    cast: Cast,
 ) -> Iterator[pa.RecordBatch]:
     """Yields the rows that are not broken; metadata tell how many were."""
-    for batch in _read(file, columns, form, open_csv):
-        rows = pa.record_batch(
-            {
-                name: _typed(batch.rows.column(name), column.stored)
-                for name, column in columns.items()
-            }
-        )
-        yield rows.replace_schema_metadata(
+    for batch in _read(file, columns, form, open_csv, cast):
+        yield batch.rows.replace_schema_metadata(
             metadata(file, batch.num_broken, batch.first)
         )
 
@@ -77,7 +78,11 @@ def merge(known: dict[str, dict[str, Any]], more: dict[str, dict[str, Any]]) -> 
 
 
 def _read(
-    file: pathlib.Path, columns: Mapping[str, Any], form: Any, open_csv: Open
+    file: pathlib.Path,
+    columns: Mapping[str, Any],
+    form: Any,
+    open_csv: Open,
+    cast: Cast,
 ) -> Iterator[_Batch]:
     waiting: list[tuple[int, str]] = []  # numbers and texts of rows of wrong lengths
 
@@ -89,21 +94,26 @@ def _read(
     num_rows, num_seen = 1, 0  # the header is row 1
     types = dict.fromkeys(columns, pa.string())
     for batch in open_csv(file, form, types, note):
-        is_wrong = np.zeros(batch.num_rows, bool)
-        for name, column in columns.items():
-            is_wrong |= _is_wrong(batch.column(name), column.stored)
+        wrong = {
+            name: _is_wrong(batch.column(name), column, cast)
+            for name, column in columns.items()
+        }
+        is_wrong = np.any(list(wrong.values()), axis=0)
         messages = []
         if is_wrong.any():
             row = int(np.argmax(is_wrong))
             number = num_rows + row + 1
             for other, _ in waiting:  # rows that are not in the batch come before it
                 number += other <= number
-            messages.append((number, _shown(batch, row, columns)))
+            name = next(name for name in columns if wrong[name][row])
+            text = batch.column(name)[row].as_py()[:SHOWN]
+            what = f"column {name!r} is {text!r}, expected {columns[name].type}"
+            messages.append((number, what))
         messages += waiting[num_seen:]
         num_rows += batch.num_rows
         number, text = min(messages, default=(0, ""))
         yield _Batch(
-            batch.filter(pa.array(~is_wrong)),
+            _typed(batch.filter(pa.array(~is_wrong)), columns, cast),
             int(is_wrong.sum()) + len(waiting) - num_seen,
             f"row {number:,}: {text}" if text else "",
         )
@@ -111,29 +121,26 @@ def _read(
     if len(waiting) > num_seen:  # after the last row that is not broken
         number, text = waiting[num_seen]
         empty = pa.record_batch({name: pa.array([], t) for name, t in types.items()})
-        yield _Batch(empty, len(waiting) - num_seen, f"row {number:,}: {text}")
+        rows = _typed(empty, columns, cast)
+        yield _Batch(rows, len(waiting) - num_seen, f"row {number:,}: {text}")
 
 
-def _shown(batch: pa.RecordBatch, row: int, columns: Mapping[str, Any]) -> str:
-    cells = batch.slice(row, 1)
-    for name, column in columns.items():
-        if _is_wrong(cells.column(name), column.stored)[0]:
-            text = cells.column(name)[0].as_py()
-            return f"column {name!r} is {text[:SHOWN]!r}, expected {column.stored}"
-    raise AssertionError(row)
-
-
-def _is_wrong(texts: pa.Array, target: pa.DataType) -> np.ndarray:
-    """Returns [n] whether a text is no number; other types are not looked at."""
-    if not (pa.types.is_integer(target) or pa.types.is_floating(target)):
+def _is_wrong(texts: pa.Array, column: Any, cast: Cast) -> np.ndarray:
+    """Returns [n] which texts cannot be cast, by halves: few are expected."""
+    try:
+        cast(texts, column)
         return np.zeros(len(texts), bool)
-    kind = pl.Int64 if pa.types.is_integer(target) else pl.Float64
-    series = pl.Series(pc.utf8_trim_whitespace(texts), dtype=pl.String)
-    number = series.cast(kind, strict=False)
-    return (number.is_null() & series.is_not_null()).to_numpy()
+    except pa.ArrowException:
+        if len(texts) == 1:
+            return np.ones(1, bool)
+    half = len(texts) // 2
+    halves = (texts[:half], texts[half:])
+    return np.concatenate([_is_wrong(part, column, cast) for part in halves])
 
 
-def _typed(texts: pa.Array, target: pa.DataType) -> pa.Array:
-    if pa.types.is_string(target):
-        return texts
-    return pc.utf8_trim_whitespace(texts).cast(target)
+def _typed(
+    batch: pa.RecordBatch, columns: Mapping[str, Any], cast: Cast
+) -> pa.RecordBatch:
+    return pa.record_batch(
+        {name: cast(batch.column(name), column) for name, column in columns.items()}
+    )

@@ -208,8 +208,8 @@ def scratch(
 ) -> Iterator[pathlib.Path]:
     """Gives a folder beside the dataset folder to be, and removes it in the end.
 
-    What a killed run has left of it is removed at the start. Beside a folder in an
-    object store is the system's temporary folder.
+    What a killed run has left of it is removed at the start. For a folder in an object
+    store it is a new one among the system's temporary files.
 
     Raises:
         DataError: `out` is there and is not to be overwritten; better told before a
@@ -217,11 +217,11 @@ def scratch(
     """
     DatasetWriter(out, overwrite=overwrite)
     place = storage.locate(out)
-    beside = (
-        place.local.parent if place.is_local else pathlib.Path(tempfile.gettempdir())
-    )
-    folder = beside / f".{place.name}.buckets"
-    shutil.rmtree(folder, ignore_errors=True)
+    if place.is_local:
+        folder = place.local.with_name(f".{place.name}.buckets")
+        shutil.rmtree(folder, ignore_errors=True)
+    else:  # stores have folders of one name in several buckets
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="rankax-"))
     try:
         yield folder
     finally:

@@ -84,11 +84,9 @@ class TableRows:
     num_parts = 1
     inputs = ""
 
-    def chunks(
-        self, part: int, *, only_train: bool = False
-    ) -> Iterator[tuple[str, pa.Table]]:
+    def chunks(self, part: int) -> Iterator[tuple[str, pa.Table]]:
         """Yields (split, rows)."""
-        for name in ("train",) if only_train else self.names:
+        for name in self.names:
             table = self._tables[name]
             for start in range(0, table.num_rows, raw_files.PARQUET_ROWS):
                 yield name, table.slice(start, raw_files.PARQUET_ROWS)
@@ -121,6 +119,8 @@ def convert(
         DataError: a value that the reader would refuse, or an empty split.
     """
     tables = plan.tables()
+    if rows_per_group < 1:
+        raise DataError(f"--rows_per_group={rows_per_group}: expected 1 or more")
     if cluster and not storage.locate(out).is_local:
         raise DataError(
             f"--cluster: the workers share scratch space beside --out, and {out} is no "
@@ -296,8 +296,13 @@ def _inputs(plan: Plan, rows: Rows, rows_per_group: int) -> str:
     if not rows.inputs:
         return ""
     code = hashlib.sha256()
-    for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):
-        code.update(path.read_bytes())
+    # Ours, and that by which text is hashed, rows are checked, and files written.
+    for folder in (
+        pathlib.Path(__file__).parents[1],
+        pathlib.Path(cards.__file__).parent,
+    ):
+        for path in sorted(folder.rglob("*.py")):
+            code.update(path.read_bytes())
     made_from = [rows.inputs, rows.rule, rows.num_parts, repr(plan), rows_per_group]
     return json.dumps([*made_from, code.hexdigest()])
 

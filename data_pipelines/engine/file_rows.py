@@ -39,7 +39,11 @@ class FileRows:
         self._form, self._splitter = form, None
         self._parts = [(split, file) for split in files for file in files[split]]
         self.num_parts = len(self._parts)
-        self.inputs = text.stamp([file for _, file in self._parts], repr(form))
+        self.inputs = text.stamp(
+            [file for _, file in self._parts],
+            repr(form),
+            [split for split, _ in self._parts],
+        )
         kinds = plan.kinds()
         for name, kind in rule.columns.items() if rule is not None else ():
             if kinds.setdefault(name, kind) != kind:
@@ -61,18 +65,15 @@ class FileRows:
             )
             self.rule = self._splitter.text
 
-    def chunks(
-        self, part: int, *, only_train: bool = False
-    ) -> Iterator[tuple[str, pa.Table]]:
+    def chunks(self, part: int) -> Iterator[tuple[str, pa.Table]]:
         """Yields (split, rows)."""
         split, file = self._parts[part]
         if self._splitter is None:
-            if split == "train" or not only_train:
-                yield from ((split, chunk) for chunk in self._read(file))
+            yield from ((split, chunk) for chunk in self._read(file))
             return
         for chunk in self._splitter.assign(self._read(file), part):
             number = chunk[splits.SPLIT_COLUMN]
-            for i, name in enumerate(self.names[: 1 if only_train else None]):
+            for i, name in enumerate(self.names):
                 yield name, chunk.filter(pc.equal(number, i))
                 chunk = chunk.replace_schema_metadata(None)  # counts once
 

@@ -35,19 +35,28 @@ class ParquetFile:
             one_of: names of one more column, of which the first that is there counts.
 
         Raises:
-            DataError: a column is missing, or the file cannot be read.
+            DataError: a column is missing or holds neither integers nor times, or the
+                file cannot be read.
         """
         self.path = path
         try:
             metadata = pq.read_metadata(path)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: {error}") from error
-        found = metadata.schema.to_arrow_schema().names
+        schema = metadata.schema.to_arrow_schema()
+        found = schema.names
         if missing := [name for name in columns if name not in found]:
             raise DataError(f"{path}: columns {missing} are missing, found {found}")
         self.choice = next((name for name in one_of if name in found), "")
         if not self.choice:
             raise DataError(f"{path}: no column {' or '.join(one_of)}, found {found}")
+        for name in (self.choice, *columns):
+            kind = schema.field(name).type
+            if not (pa.types.is_integer(kind) or pa.types.is_timestamp(kind)):
+                raise DataError(
+                    f"{path}: column {name!r} has type {kind}, expected an integer; "
+                    "a hex code is one too"
+                )
         self.has_split = "split" in found
         self._columns = [self.choice, *columns, *(["split"] if self.has_split else [])]
         self._num_rows = metadata.num_rows
@@ -146,15 +155,13 @@ class LineRows:
         self.num_parts, self.rule = len(self._parts), rule.text
         self.inputs = stamp([file.path for file in files], flags)
 
-    def chunks(
-        self, part: int, *, only_train: bool = False
-    ) -> Iterator[tuple[str, pa.Table]]:
+    def chunks(self, part: int) -> Iterator[tuple[str, pa.Table]]:
         """Yields (split, examples)."""
         file, place = self._parts[part]
         for block in file.blocks(place):
             note = broken_rows.metadata(file.path, block.num_bad, block.first_bad)
             numbers = self._rule.split(part, block)
-            for i, name in enumerate(self.names[: 1 if only_train else None]):
+            for i, name in enumerate(self.names):
                 chosen = numbers == i
                 rows = block.rows if chosen.all() else block.rows.filter(chosen)
                 if rows.num_rows or note:

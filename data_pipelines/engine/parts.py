@@ -46,9 +46,7 @@ class Rows(Protocol):
     num_parts: int
     inputs: str
 
-    def chunks(
-        self, part: int, *, only_train: bool = False
-    ) -> Iterator[tuple[str, pa.Table]]:
+    def chunks(self, part: int) -> Iterator[tuple[str, pa.Table]]:
         """Yields (split, rows) of a part: the same whenever and wherever it is called.
 
         Columns are of the types that `Plan.kinds` asks for. One chunk fits in memory

@@ -109,6 +109,13 @@ class Plan:
             DataError: flags that contradict each other.
         """
         tables = dict.fromkeys(table for table, _ in self.id_columns().values())
+        for column, (table, _) in self.id_columns().items():
+            if "/" in table:
+                raise DataError(
+                    f"column {column!r} has table {table!r}, but a file of the "
+                    "vocabulary is called as its table; give it a name without '/', "
+                    f"perhaps with --share={column}=NAME"
+                )
         for table in self.hashed:
             if table not in tables:
                 raise DataError(

@@ -10,6 +10,7 @@ its type on the way.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import pathlib
 from typing import NamedTuple
 
@@ -176,13 +177,15 @@ def chunks(
             }
             yield pa.table(chunk).replace_schema_metadata(batch.schema.metadata)
     except (pa.ArrowException, OSError) as error:
-        found = str(error)
+        found, advice = str(error), ""
         if _is_csv(file) and form.on_bad_line == "error":
-            found = broken_rows.first(file, columns, form, open_csv) or found
+            read_text = functools.partial(_read_text, separator=form.separator)
+            found = broken_rows.first(file, columns, form, open_csv, read_text) or found
+            advice = ", or --on_bad_line=skip to leave such rows out"
         raise DataError(
             f"{file}: {found}; types are those of the first rows of the training data, "
-            "correct the file, pass --text=COLUMN to read the ids of a column as text, "
-            "or --on_bad_line=skip to leave such rows out"
+            "correct the file, or pass --text=COLUMN to read the ids of a column as "
+            f"text{advice}"
         ) from error
 
 
@@ -297,6 +300,15 @@ def _cast(values: pa.Array, target: pa.DataType, separator: str) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, elements.cast(target.value_type))
 
 
+def _read_text(texts: pa.Array, column: Column, separator: str) -> pa.Array:
+    """Makes values of cells that were read as text."""
+    if pa.types.is_list(column.type):
+        return _cast(texts, column.type, separator)
+    if pa.types.is_string(column.stored):
+        return texts
+    return pc.utf8_trim_whitespace(texts).cast(column.stored).cast(column.type)
+
+
 def _null_if_empty(texts: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(texts, ""), None, texts)
 
@@ -311,7 +323,8 @@ def _batches(
     if not _is_csv(file):
         return pq.ParquetFile(file).iter_batches(PARQUET_ROWS, columns=list(columns))
     if form.on_bad_line == "skip":
-        return broken_rows.left_out(file, columns, form, open_csv)
+        read_text = functools.partial(_read_text, separator=form.separator)
+        return broken_rows.left_out(file, columns, form, open_csv, read_text)
     types = {name: column.stored for name, column in columns.items()}
     return iter(open_csv(file, form, types))
 

@@ -28,12 +28,14 @@ BLOCK_BYTES = 32 << 20
 COUNT_BYTES = 1 << 20  # stays in the cache
 SHOWN = 200  # characters of a broken line
 
-# What a cell of each kind may hold, and what a message calls it.
+# What a cell of each kind may hold, and what a message calls it. Arrow takes spaces
+# around numbers, so a line with them must not be broken where another one is.
 PATTERNS = {
-    "label": (rb"[01]", "0 or 1"),
-    "int": (rb"(?:-?[0-9]{1,18})?", "an integer"),
+    "label": (rb" *[01] *", "0 or 1"),
+    "int": (rb"(?: *-?[0-9]{1,18} *)?", "an integer"),
     "hour": (
-        rb"[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])(?:[01][0-9]|2[0-3])",
+        rb" *[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
+        rb"(?:[01][0-9]|2[0-3]) *",
         "an hour YYMMDDHH",
     ),
     "hex": (rb"(?:[0-9a-fA-F]{8})?", "a hex code of 8 digits"),
@@ -100,7 +102,7 @@ class TextFile:
         """Looks at the size, and at the header if there is to be one.
 
         Raises:
-            DataError: no file, an empty one, or one with another header.
+            DataError: a file that should have a header and has none, or another one.
         """
         self.path, self.layout, self.on_bad_line = path, layout, on_bad_line
         # Kept, so that the parts are the same wherever they are read.
@@ -190,9 +192,11 @@ class TextFile:
         return before + line + 1 + self.layout.has_header
 
     def _check_header(self) -> None:
-        stream = pa.input_stream(str(self.path))  # unpacks .gz by itself
-        with stream:
-            found = stream.read(1 << 16).split(b"\n", 1)[0].rstrip(b"\r")
+        try:
+            with pa.input_stream(str(self.path)) as stream:  # unpacks .gz by itself
+                found = stream.read(1 << 16).split(b"\n", 1)[0].rstrip(b"\r")
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path}: {error}") from error
         names = found.decode(errors="replace").split(self.layout.separator)
         if names != list(self.layout.kinds):
             raise DataError(

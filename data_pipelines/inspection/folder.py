@@ -147,8 +147,8 @@ class Folder:
         return self.rows().select(split=pl.col(" split"), **labels, **columns)
 
     def _split(self, number: int, step: int) -> pl.LazyFrame:
-        pattern = self.path / self.splits[number] / "*.parquet"
-        rows = pl.scan_parquet(pattern)
+        shards = sorted((self.path / self.splits[number]).glob("*.parquet"))
+        rows = pl.scan_parquet(shards, glob=False)
         if step > 1:
             rows = rows.with_row_index(" row").filter(pl.col(" row") % step == 0)
             rows = rows.drop(" row")

@@ -71,14 +71,11 @@ class KuaiRandRows:
     def __post_init__(self) -> None:
         self.num_parts = len(self.log)
 
-    def chunks(
-        self, part: int, *, only_train: bool = False
-    ) -> Iterator[tuple[str, pa.Table]]:
+    def chunks(self, part: int) -> Iterator[tuple[str, pa.Table]]:
         """Yields (split, rows) of the users of a bucket."""
         log = buckets.read(self.log[part], LOG, where=self.folder)
-        names = self.names[: 1 if only_train else None]
         split = _split(log)
-        is_row = (split >= 0) & (split < len(names))
+        is_row = split >= 0
         rows, split = log.filter(pa.array(is_row)), split[is_row]
         is_new = self._is_new(rows)
         events = self._events(log)
@@ -93,7 +90,7 @@ class KuaiRandRows:
             _Sequence.make(name, rows, events_of, videos)
             for name, events_of in events.items()
         ]
-        for name, places in buckets.chunks(split, names):
+        for name, places in buckets.chunks(split, self.names):
             columns = _row_columns(rows.take(pa.array(places)))
             columns["is_new_video"] = is_new.take(pa.array(places))
             for source in (*joined, *sequences):

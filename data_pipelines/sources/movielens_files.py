@@ -39,6 +39,7 @@ GENRES = (
     "War",
     "Western",
 )
+FOLDERS = ("ml-100k", "ml-1m", "ml-25m")  # in the published archives
 NO_GENRES = "(no genres listed)"
 YEAR = r"\((?P<year>[0-9]{4})\)\s*$"  # the end of most titles
 
@@ -92,6 +93,9 @@ class Tables(NamedTuple):
 def read(raw: pathlib.Path) -> Tables:
     """Reads the one size that a folder holds; the ratings of 25M only when used.
 
+    Args:
+        raw: the folder of the files, or the one around it.
+
     Raises:
         DataError: no such files, those of several sizes, or not what they should be.
     """
@@ -101,19 +105,25 @@ def read(raw: pathlib.Path) -> Tables:
         "ratings.dat": _read_1m,
         "ratings.csv": _read_25m,
     }
-    found = [name for name in forms if (raw / name).is_file()]
+    places = [raw / folder for folder in ("", *FOLDERS)]
+    found = [
+        (place, name) for place in places for name in forms if (place / name).is_file()
+    ]
     if not found:
         raise DataError(
             f"{raw} holds none of {', '.join(forms)}; --raw must be the folder of the "
             "Parquet files, or GroupLens's ml-100k, ml-1m or ml-25m"
         )
-    if len(found) > 1 and found != ["ratings.parquet", "u.data"]:
+    names = [name for _, name in found]
+    if len(found) > 1 and names != ["ratings.parquet", "u.data"]:
+        several = [f"{(place / name).relative_to(raw)}" for place, name in found]
         raise DataError(
-            f"{raw} holds {' and '.join(found)}, which are of different sizes; --raw "
+            f"{raw} holds {' and '.join(several)}, which are of different sizes; --raw "
             "must be the folder of one of them"
         )
+    folder, name = found[0]
     try:
-        return forms[found[0]](raw)
+        return forms[name](folder)
     except pa.ArrowException as error:
         raise DataError(f"{raw}: {error}") from error
 

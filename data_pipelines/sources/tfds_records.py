@@ -176,13 +176,9 @@ class Records:
         self.num_parts = len(self._parts)
         self.inputs = text.stamp(sorted(folder.iterdir()), self.rule)
 
-    def chunks(
-        self, part: int, *, only_train: bool = False
-    ) -> Iterator[tuple[str, pa.Table]]:
+    def chunks(self, part: int) -> Iterator[tuple[str, pa.Table]]:
         """Yields (split, rows)."""
         split, start, stop = self._parts[part]
-        if only_train and split != "train":
-            return
         builder = open_builder(self._folder)
         source = builder.as_data_source(self._instructions[split]).data_source
         for first in range(start, stop, ROWS_PER_CHUNK):

@@ -170,6 +170,9 @@ def test_other_text_is_refused(raw, tmp_path, old, new, message):
 
 def test_other_files_are_refused(raw, tmp_path):
     table, out = pq.read_table(raw / PARQUET), tmp_path / "out"
+    for content in (gzip.compress(b"x" * 9)[:-9], b"not packed at all"):
+        (raw / "train.gz").write_bytes(content)
+        assert "train.gz: " in fails(raw, out, "--file=train.gz")
     assert "train.csv has no column 'split'" in fails(raw, out, "--split=column")
     pq.write_table(table.drop_columns(["C20"]), raw / PARQUET)
     message = "columns ['C20'] are missing, found"

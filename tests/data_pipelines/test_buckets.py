@@ -202,9 +202,13 @@ def test_a_dataset_folder_that_is_there_is_told_before_the_work(tmp_path):
         pass
 
 
-def test_beside_an_object_store_is_the_folder_for_temporary_files(
+def test_for_an_object_store_it_is_a_new_folder_of_the_temporary_ones(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with buckets.scratch("memory://store/sets/mine") as folder:
-        assert folder == tmp_path / ".mine.buckets"
+    with (
+        buckets.scratch("memory://store/sets/mine") as one,
+        buckets.scratch("memory://another/mine") as other,
+    ):
+        assert one != other and one.parent == other.parent == tmp_path
+    assert not list(tmp_path.iterdir())

@@ -136,7 +136,7 @@ class Given:
     def __init__(self, given: list[dict[str, pa.Table]]):
         self.given, self.num_parts = given, len(given)
 
-    def chunks(self, part, *, only_train=False):
+    def chunks(self, part):
         yield from self.given[part].items()
 
 

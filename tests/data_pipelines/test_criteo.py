@@ -304,6 +304,11 @@ def test_wrong_parquet_is_refused(raw, tmp_path):
     table, out = pq.read_table(raw / KAGGLE), tmp_path / "out"
     pq.write_table(table.drop_columns(["C3", "I1"]), raw / KAGGLE)
     assert "columns ['I1', 'C3'] are missing, found" in fails(raw, out)
+    place = table.schema.get_field_index("I1")
+    for values in (table["I1"].cast(pa.float64()), table["I1"].cast(pa.string())):
+        pq.write_table(table.set_column(place, "I1", values), raw / KAGGLE)
+        message = f"column 'I1' has type {values.type}, expected an integer"
+        assert message in fails(raw, out)
     place = table.schema.get_field_index("split")
     names = pa.array(["dev", None, *table["split"].to_pylist()[2:]])
     pq.write_table(table.set_column(place, "split", names), raw / KAGGLE)

@@ -125,6 +125,18 @@ def test_cardinalities_and_unseen_shares_are_those_of_a_loop(rows, tree, name):
     assert name != "item" or found["unseen_rows"]["test"] > 0.01
 
 
+def test_a_name_with_brackets_is_no_pattern(rows, tree, tmp_path):
+    path = inspected.write(
+        tmp_path / "of [1]",
+        rows,
+        ids=("user", "item"),
+        lists=("tags",),
+        numbers=("price",),
+        time="time",
+    )
+    assert report.make(Folder(path))["splits"] == tree["splits"]
+
+
 def test_top_ids_are_those_of_a_loop(rows, tree):
     items, clicks = rows["train"]["item"].tolist(), rows["train"]["click"].tolist()
     common = collections.Counter(items).most_common(3)

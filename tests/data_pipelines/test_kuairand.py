@@ -285,8 +285,6 @@ def test_workers_that_get_the_rows_pickled_read_the_same(raw, tmp_path, monkeypa
         for part in (2, 0, 1, 0):
             chunks = list(rows.chunks(part))
             assert list(sent.chunks(part)) == chunks
-            train = [chunk for chunk in chunks if chunk[0] == "train"]
-            assert list(rows.chunks(part, only_train=True)) == train
             assert all(list(t.schema.names) == list(plan.kinds()) for _, t in chunks)
             seen.extend(split for split, _ in chunks)
 

@@ -91,6 +91,25 @@ def test_both_forms_give_the_same_arrays(raw, raw_text, tmp_path, capsys):
     assert "oldest 80 % train" in cards.load(tmp_path / "b").split_rule
 
 
+@pytest.mark.parametrize("size", ["100k", "1m", "25m"])
+def test_a_published_archive_can_be_converted_where_it_was_unpacked(tmp_path, size):
+    folder = tmp_path / "raw" / f"ml-{size}"
+    folder.mkdir(parents=True)
+    tables = made_up.make_tables(seed=2)
+    if size == "100k":
+        made_up.write_text(folder, tables)
+    elif size == "1m":
+        made_up.write_1m(folder, coded(tables))
+    else:
+        made_up.write_25m(folder, tables)
+    movielens.convert(tmp_path / "raw", tmp_path / "a")
+    movielens.convert(folder, tmp_path / "b")
+    assert_same_datasets(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "raw" / "ratings.csv").write_text("of another size")
+    message = "which are of different sizes; --raw must be the folder of one"
+    assert message in fails(tmp_path / "raw", tmp_path / "c")
+
+
 def examples_of(raw: pathlib.Path) -> list[dict]:
     """The examples of a folder as one list of rows, in the order of the ratings."""
     tables = movielens_files.read(raw)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import tabular
-from data_pipelines.engine import raw_files, vocabulary
+from data_pipelines.engine import conversion, parts, raw_files, vocabulary
 from data_pipelines.engine.conversion import TableRows
 from data_pipelines.engine.plan import LabelRule, Plan
 from rankax.data import card as cards
@@ -432,6 +432,8 @@ def test_split_rules_that_cannot_be_used(folder, rule, message):
         ("--text=price", "--text=price: no column of ids has this name"),
         ("--weight=rating2", "column 'rating2' is missing"),
         ("--share=user=item", "pass --text=item"),
+        ("--share=user=../../x", "give it a name without '/', perhaps with --share"),
+        ("--rows_per_group=0", "--rows_per_group=0: expected 1 or more"),
         ("--test=none.csv", "none.csv: no such file"),
         ("--data=train.csv", "give either --train"),
     ],
@@ -505,6 +507,71 @@ def test_broken_rows_are_told_or_left_out_and_counted(
     np.testing.assert_array_equal(train["numeric"][:, 0], [1.5, 3, 0, 5])
     users = pq.read_table("out/vocabularies/user.parquet")["id"].to_pylist()
     assert sorted(users[1:]) == ["ann", "d\nd", "fay", "gil"]
+
+
+@pytest.mark.parametrize("block_bytes", [100, 1 << 20])
+@pytest.mark.parametrize(
+    ("column", "cell", "flag", "message"),
+    [
+        ("when", "noon", "--time=when", "'when' is 'noon', expected timestamp[us]"),
+        ("liked", "perhaps", "--label=liked", "'liked' is 'perhaps', expected double"),
+        ("tags", "4|x", "--list=tags:3", "'tags' is '4|x', expected list<item: int64>"),
+    ],
+)
+def test_cells_of_every_type_are_told_or_left_out(
+    folder, monkeypatch, block_bytes, column, cell, flag, message
+):
+    good = {"user": "ann", "when": "2024-01-01 00:00:00", "liked": "true", "tags": "4"}
+    lines = [",".join([*good, "click"]), *[",".join([*good.values(), "1"])] * 20]
+    wrong = ",".join([*(good | {column: cell}).values(), "1"])
+    pathlib.Path("train.csv").write_text("\n".join(lines) + "\n")
+    pathlib.Path("valid.csv").write_text("\n".join([*lines, wrong, lines[1]]) + "\n")
+    monkeypatch.setattr(raw_files, "CSV_BLOCK_BYTES", block_bytes)
+    flags = ["--categorical=user", flag, "--label=click"]
+    expected = f"row 22: column {message}"
+    text = fails(*flags)
+    assert f"valid.csv: {expected}" in text and "--on_bad_line=skip" in text
+    card = run(*flags, "--on_bad_line=skip")
+    assert card.splits["valid"].num_rows == 21
+    record = json.loads(pathlib.Path("out/conversion.json").read_text())
+    assert record["bad_lines"] == {"valid.csv": {"count": 1, "first": expected}}
+
+
+@pytest.mark.parametrize("on_bad_line", ["error", "skip"])
+def test_bytes_that_are_no_text_are_told(folder, monkeypatch, on_bad_line):
+    monkeypatch.setattr(raw_files, "CSV_BLOCK_BYTES", 100)
+    rows = b"user,click\n" + b"ann,1\n" * 90 + b"\xff,0\n"
+    pathlib.Path("train.csv").write_bytes(rows)
+    flags = ["--categorical=user", "--label=click", f"--on_bad_line={on_bad_line}"]
+    text = fails(*flags, valid="train.csv")
+    assert "train.csv: In CSV column #0: " in text and "invalid UTF8" in text
+    assert ("--on_bad_line=skip" in text) == (on_bad_line == "error")
+
+
+def test_a_killed_conversion_does_not_go_on_with_other_splits(folder, monkeypatch):
+    for name in "abc":
+        rows = "".join(f"{name}{i},{i % 2}\n" for i in range(9))
+        pathlib.Path(f"{name}.csv").write_text(f"user,click\n{rows}")
+    write = parts.write
+
+    def write_two(job, item):
+        if item[0] == 2:
+            raise cards.DataError("killed")
+        return write(job, item)
+
+    monkeypatch.setattr(conversion, "MAX_THREADS", 1)
+    monkeypatch.setattr(parts, "write", write_two)
+    pathlib.Path("ab").mkdir()
+    for name in "ab":
+        pathlib.Path(f"{name}.csv").rename(f"ab/{name}.csv")
+    flags = ["--categorical=user", "--label=click"]
+    assert "killed" in fails(*flags, train="ab", valid="c.csv")
+    monkeypatch.setattr(parts, "write", write)
+    card = run(*flags, "--test=c.csv", train="ab/a.csv", valid="ab/b.csv")
+    assert [split.num_rows for split in card.splits.values()] == [9, 9, 9]
+    for name, split in zip("abc", ("train", "valid", "test"), strict=True):
+        (shard,) = pathlib.Path("out", split).iterdir()
+        assert shard.stem == f"0000{'abc'.index(name)}"
 
 
 def test_random_splits_of_several_files_are_not_the_same(folder):

@@ -126,6 +126,17 @@ def test_broken_lines_are_left_out_and_keep_the_numbers_of_the_others(
     assert file.num_lines(0) == 75
 
 
+def test_spaces_around_numbers_are_no_matter_of_the_neighbours(tmp_path):
+    lines = some_lines(9)
+    lines[4] = " 1 \t -7 \t0000000a\tx"
+    (tmp_path / "a").write_text("\n".join(lines))
+    (alone,) = make_file(tmp_path / "a").blocks(0)
+    (tmp_path / "a").write_text("\n".join([*lines, "broken"]))
+    (block,) = make_file(tmp_path / "a", on_bad_line="skip").blocks(0)
+    assert alone.rows.to_pylist()[4] == {"y": 1, "n": -7, "c": 10}
+    assert block.rows.equals(alone.rows) and block.num_bad == 1
+
+
 def test_long_broken_lines_are_cut(tmp_path):
     (tmp_path / "a").write_text("x" * 5000 + "\n")
     with pytest.raises(DataError, match="1 fields") as error:

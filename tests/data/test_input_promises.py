@@ -97,8 +97,8 @@ def test_memory_is_bounded_by_lanes_and_prefetch(tmp_path, shuffle, shard_count)
     train, schema = open_train(folder)
     table = train.read(0)  # one of the larger
     block = packing.encode(table, schema, where="")  # and the list's values as they are
-    group_bytes = block.words.nbytes + block.starts.nbytes + block.lengths.nbytes
-    group_bytes += table["past"].nbytes
+    arrays = (block.words, block.starts, block.lengths, table["past"])
+    group_bytes = sum(array.nbytes for array in arrays)
     pool = pa.proxy_memory_pool(pa.default_memory_pool())
     default = pa.default_memory_pool()
     pa.set_memory_pool(pool)

@@ -79,8 +79,8 @@ def read_batches(
             over the L row groups that are in use at a time.
         num_epochs: stop after this many; None = never.
         time_window: width of the windows of the card's time column that come one after
-            the other (`order.time_windows`), with shuffling inside each; 0 = none. The
-            time column of the whole split is read at the start.
+            the other (`order.time_windows`), with shuffling inside each; 0 = none.
+            What footers do not tell of the time column is read at the start.
         position: where to go on; None = at the start.
         shard_index: p, this process.
         shard_count: P, divides L.

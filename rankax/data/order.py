@@ -116,11 +116,7 @@ def time_windows(source: SplitSource, column: str, width: int) -> list[Window]:
     windows: list[Window] = []
     latest = None
     for group in range(len(source.rows_per_group)):
-        numbers = source.times(group) // width
-        (steps,) = np.nonzero(np.diff(numbers))
-        cuts = [0, *(steps + 1).tolist(), int(source.rows_per_group[group])]
-        for start, stop in itertools.pairwise(cuts):
-            number = int(numbers[start])
+        for number, start, stop in _runs(source, group, width):
             if latest is not None and number < latest:
                 raise DataError(
                     f"{source.where(group)}: row {start} has a time of window "
@@ -139,6 +135,23 @@ def time_windows(source: SplitSource, column: str, width: int) -> list[Window]:
                 "microseconds where that holds timestamps: choose a wider one"
             )
     return windows
+
+
+def _runs(source: SplitSource, group: int, width: int) -> list[tuple[int, int, int]]:
+    """Returns (window, start, stop) of the rows of a row group that are in one window.
+
+    Only a group with times of several windows is read.
+    """
+    num_rows = int(source.rows_per_group[group])
+    known = source.time_range(group)
+    if known is not None and known[0] // width == known[1] // width:
+        return [(known[0] // width, 0, num_rows)]
+    numbers = source.times(group) // width
+    (steps,) = np.nonzero(np.diff(numbers))
+    cuts = [0, *(steps + 1).tolist(), num_rows]
+    return [
+        (int(numbers[start]), start, stop) for start, stop in itertools.pairwise(cuts)
+    ]
 
 
 def lane_plan(

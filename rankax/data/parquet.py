@@ -93,6 +93,19 @@ class ParquetSplit:
         table = self._read(group, [self._time])
         return Columns(table, self.where(group)).times(self._time)
 
+    def time_range(self, group: int) -> tuple[int, int] | None:
+        """Returns its least and its largest time, if the footer tells them."""
+        place, index = self._groups[group]
+        metadata = self._metadata[place]
+        schema = metadata.schema
+        paths = [schema.column(i).path for i in range(len(schema))]
+        column = paths.index(self._time)
+        found = metadata.row_group(index).column(column).statistics
+        unit = _microseconds(schema.column(column))
+        if not unit or found is None or not found.has_min_max or found.null_count:
+            return None
+        return found.min_raw * unit, found.max_raw * unit
+
     def where(self, group: int) -> str:
         """Names a row group in messages: data set, split, file."""
         place, index = self._groups[group]
@@ -194,6 +207,22 @@ class ParquetSplit:
         card = dataclasses.replace(card, slices=())
         text = json.dumps([card.to_json(), self.name, names, digests])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _microseconds(column: pq.ColumnSchema) -> int:
+    """Returns the factor that makes stored times those of `Columns.times`.
+
+    0 = there is none: unsigned, or nanoseconds, which are rounded.
+    """
+    if column.physical_type not in ("INT32", "INT64"):
+        return 0
+    kind = json.loads(column.logical_type.to_json())
+    if kind["Type"] == "Date":
+        return 86_400_000_000
+    if kind["Type"] == "Timestamp":
+        return {"milliseconds": 1000, "microseconds": 1}.get(kind["timeUnit"], 0)
+    is_signed = kind["Type"] == "None" or (kind["Type"] == "Int" and kind["isSigned"])
+    return int(is_signed)
 
 
 def _shards(folder: Location, split: str, card: Card) -> list[Location]:

@@ -35,6 +35,10 @@ class SplitSource(Protocol):
         """Returns the card's time column [n] int64 of one row group."""
         ...
 
+    def time_range(self, group: int) -> tuple[int, int] | None:
+        """Returns its least and its largest time, if known without reading it."""
+        ...
+
     def where(self, group: int) -> str:
         """Names a row group in messages: data set, split, file."""
         ...

@@ -118,6 +118,14 @@ class SyntheticSplit:
         """Returns the times [n] int64 of one row group."""
         return self._world.times(*self._range(group))
 
+    def time_range(self, group: int) -> tuple[int, int]:
+        """Returns the first and the last time of one row group; times rise."""
+        first, count = self._range(group)
+        (least,), (largest,) = (
+            self._world.times(row, 1) for row in (first, first + count - 1)
+        )
+        return int(least), int(largest)
+
     def where(self, group: int) -> str:
         """Names a row group in messages."""
         return f"{self.name} row group {group}"

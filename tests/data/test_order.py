@@ -46,6 +46,9 @@ class Timed:
     def times(self, group: int) -> np.ndarray:
         return np.array(self.groups[group], np.int64)
 
+    def time_range(self, group: int) -> tuple[int, int] | None:
+        return None
+
     def where(self, group: int) -> str:
         return f"{self.name}, 00000.parquet row group {group}"
 

@@ -12,7 +12,7 @@ import pytest
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ParquetConfig, SourceConfig
 from rankax.config.synthetic import SyntheticConfig
-from rankax.data import parquet, synthetic
+from rankax.data import order, parquet, synthetic
 from rankax.data.card import (
     Card,
     CategoricalField,
@@ -139,6 +139,58 @@ def test_times_of_a_row_group(folder):
     source = parquet.ParquetSplit(folder, "train", Schema.select(card))
     assert source.times(3).tolist() == [10, 11, 12, 13, 14]
     assert source.times(3).dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_told"),
+    [
+        (pa.int64(), True),
+        (pa.int32(), True),
+        (pa.uint64(), False),
+        (pa.timestamp("s"), True),
+        (pa.timestamp("ms"), True),
+        (pa.timestamp("us", tz="UTC"), True),
+        (pa.timestamp("ns"), False),
+        (pa.date32(), True),
+    ],
+)
+def test_footer_tells_the_time_range_that_reading_does(folder, kind, is_told):
+    for path, start in (("a", 0), ("b", 10), ("c", 20)):
+        path = folder / "train" / f"{path}.parquet"
+        when = pa.array(range(start, start + pq.read_metadata(path).num_rows))
+        when = when.cast(pa.int32()) if kind == pa.date32() else when
+        rows = pq.read_table(path).append_column("when", when.cast(kind))
+        pq.write_table(rows, path, row_group_size=4)
+    dataclasses.replace(load_card(ParquetConfig(path=str(folder))), time="when").save(
+        folder
+    )
+    source = opened(folder)
+    for group in range(len(source.rows_per_group)):
+        times = source.times(group)
+        expected = (times.min(), times.max()) if is_told else None
+        assert source.time_range(group) == expected
+
+
+def test_windows_read_only_the_row_groups_that_lie_in_several(folder, monkeypatch):
+    path = folder / "train" / "a.parquet"
+    for other in ("b", "c"):
+        (folder / "train" / f"{other}.parquet").unlink()
+    rows = made_table(0, 12).append_column(
+        "when", pa.array([1] * 4 + [1, 1, 12, 12] + [15] * 4)
+    )
+    pq.write_table(rows, path, row_group_size=4)
+    dataclasses.replace(made_card(train=12), time="when").save(folder)
+    source = opened(folder)
+    read = []
+    times = source.times
+    monkeypatch.setattr(
+        source, "times", lambda group: read.append(group) or times(group)
+    )
+    assert order.time_windows(source, "when", 10) == [
+        [(0, 0, 4), (1, 0, 2)],
+        [(1, 2, 4), (2, 0, 4)],
+    ]
+    assert read == [1]
 
 
 def test_source_can_be_sent_to_another_process(folder):

@@ -9,8 +9,9 @@ conversion that was killed goes on with the parts that are missing.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent import futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -27,6 +28,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from data_pipelines.engine import broken_rows, parts, raw_files
 from data_pipelines.engine import cluster as clusters
+from data_pipelines.engine.encoding import Encoder
 from data_pipelines.engine.parts import Found, Job, Rows
 from data_pipelines.engine.plan import SPECIAL_KINDS, Plan
 from data_pipelines.engine.vocabulary import Hashed, SliceValues, Vocabulary
@@ -144,12 +146,15 @@ def convert(
         found = Found(plan)
         if is_spooled:
             found = _first_pass(job, run, progress)
-        encoders = {
-            table: Hashed(table, plan.hashed[table])
-            if table in plan.hashed
-            else Vocabulary(table, found.counts[table], min_count=plan.min_count)
-            for table in tables
-        }
+
+        def encoder(table: str) -> Encoder:
+            if table in plan.hashed:
+                return Hashed(table, plan.hashed[table])
+            counts = found.counts.pop(table)  # which takes more memory
+            return Vocabulary(table, counts, min_count=plan.min_count)
+
+        with _pool() as pool:
+            encoders = dict(zip(tables, pool.map(encoder, tables), strict=True))
         slices = {
             column: SliceValues(column, pa.array(plan.slice_values[column]))
             if column in plan.slice_values
@@ -163,12 +168,13 @@ def convert(
         finished = writer.records()
         todo = [i for i in range(rows.num_parts) if i not in finished]
         items = ((part, writer.part(part)) for part in todo)
-        _follow(run(parts.write, job, items), "rows", rows, len(todo), progress)
+        with futures.ThreadPoolExecutor(1) as beside:
+            vocabularies = beside.submit(_write_vocabularies, encoders, writer)
+            work = run(parts.write, job, items)
+            for _ in _followed(work, "rows", rows, len(todo), progress):
+                pass
+            vocabularies.result()
         record, done = _sum(plan, rows, writer, found)
-        for name, encoder in encoders.items():
-            if isinstance(encoder, Vocabulary):
-                path = writer.extra_file(f"vocabularies/{name}.parquet")
-                pq.write_table(encoder.to_table(), path)
         path = writer.extra_file(RECORD_NAME)
         path.write_text(json.dumps(record, indent=1) + "\n")
         card = _card(plan, encoders, slices, done, rows.rule)
@@ -202,20 +208,28 @@ def summary(folder: str | os.PathLike[str] | Location) -> str:
 
 
 def _first_pass(job: Job, run: Run, progress: Progress) -> Found:
-    todo = [
-        part
-        for part in range(job.rows.num_parts)
-        if not parts.found_path(job.scratch, part).exists()
-    ]
+    places = [parts.found_path(job.scratch, i) for i in range(job.rows.num_parts)]
+    done = {part for part, place in enumerate(places) if place.exists()}
+    todo = [part for part in range(len(places)) if part not in done]
     work = run(parts.read, job, todo)
-    _follow(work, "vocabularies", job.rows, len(todo), progress)
     total = Found(job.plan)
-    for part in range(job.rows.num_parts):
-        path = parts.found_path(job.scratch, part)
-        total.merge(pickle.loads(path.read_bytes()))
+    with contextlib.closing(
+        _followed(work, "vocabularies", job.rows, len(todo), progress)
+    ) as followed:
+        for part, place in enumerate(places):  # in order, while others are in work
+            while part not in done:
+                done.add(next(followed))
+            total.merge(pickle.loads(place.read_bytes()))
     if not total.num_train_rows:
         raise DataError("split 'train' is empty; there is nothing to learn from")
     return total
+
+
+def _write_vocabularies(encoders: Mapping[str, Encoder], writer: DatasetWriter) -> None:
+    for name, encoder in encoders.items():
+        if isinstance(encoder, Vocabulary):
+            path = writer.extra_file(f"vocabularies/{name}.parquet")
+            pq.write_table(encoder.to_table(), path)
 
 
 def _sum(
@@ -260,8 +274,7 @@ def _run_here(
     function: Callable[[Job, Any], int], job: Job, items: Iterable[Any]
 ) -> Iterator[int]:
     """Yields the results in the order of the items."""
-    num_threads = min(os.cpu_count() or 1, MAX_THREADS)
-    with futures.ThreadPoolExecutor(num_threads) as pool:
+    with _pool() as pool:
         running = [pool.submit(function, job, item) for item in items]
         try:
             for future in running:
@@ -271,13 +284,18 @@ def _run_here(
                 future.cancel()
 
 
-def _follow(
+def _pool() -> futures.ThreadPoolExecutor:
+    return futures.ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_THREADS))
+
+
+def _followed(
     work: Iterator[int], what: str, rows: Rows, num_todo: int, progress: Progress
-) -> None:
+) -> Generator[int, None, None]:
     done = rows.num_parts - num_todo
     task = progress.add_task(what, total=rows.num_parts, completed=done)
-    for _ in work:
+    for part in work:
         progress.advance(task)
+        yield part
 
 
 def _progress() -> Progress:
@@ -309,7 +327,7 @@ def _inputs(plan: Plan, rows: Rows, rows_per_group: int) -> str:
 
 def _card(
     plan: Plan,
-    encoders: dict[str, Vocabulary | Hashed],
+    encoders: Mapping[str, Encoder],
     slices: dict[str, SliceValues],
     done: dict[str, Split],
     rule: str,

@@ -2,8 +2,8 @@
 
 `prepare` does all that the chunk alone suffices for: an id of a vocabulary becomes a
 code into the chunk's own dictionary. `finish`, once vocabularies are known, looks up
-each id of that dictionary and replaces the codes. So every row is looked up in a hash
-table once, in a small one, and what lies between the steps is compact.
+each id of that dictionary and replaces the codes. So rows are looked up in small
+dictionaries only, and what lies between the steps is compact.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -23,6 +23,7 @@ from data_pipelines.engine.vocabulary import (
     SliceValues,
     Vocabulary,
     stable_ids,
+    with_dictionary,
 )
 from rankax.data.card import DataError, NumericField, VectorField
 
@@ -46,7 +47,7 @@ def prepare(plan: Plan, chunk: pa.Table) -> pa.Table:
         if kind == "list":
             values, offsets = raw_files.ragged(values)
         is_hashed = table in plan.hashed
-        values = stable_ids(values) if is_hashed else values.dictionary_encode()
+        values = stable_ids(values) if is_hashed else with_dictionary(values)
         if offsets is not None:
             values = pa.ListArray.from_arrays(offsets, values)
         prepared[name] = values

@@ -17,6 +17,7 @@ from rankax.data import transforms
 from rankax.data.card import DataError, Table
 
 MERGE_ROWS = 1 << 20
+SAMPLE_ROWS = 1 << 13
 MAX_SLICE_VALUES = 1000
 
 
@@ -47,8 +48,7 @@ class IdCounts:
         if not self._pending:
             return pl.DataFrame(schema={"id": pl.Int64, "count": pl.Int64})
         if len(self._pending) > 1:
-            parts = pl.concat(self._pending).group_by("id")
-            self._pending = [parts.agg(pl.col("count").sum())]
+            self._pending = [_summed(pl.concat(self._pending))]
         self._num_merged = len(self._pending[0])
         return self._pending[0]
 
@@ -72,9 +72,11 @@ class Vocabulary:
         if counts.num_missing < min_count:
             self._num_rare += counts.num_missing
             self._num_missing = 0
-        ids = ids.sort(["count", "id"], descending=[True, False])
         # Ordered by id, for a search that needs no hash table of all ids.
-        self._ids = ids.with_row_index("row", offset=1).sort("id")
+        ids = ids.sort("id")
+        row = np.empty(len(ids), np.int32)
+        row[np.argsort(-ids["count"].to_numpy(), kind="stable")] = np.arange(len(ids))
+        self._ids = ids.with_columns(row=row + 1)
 
     @property
     def num_rows(self) -> int:
@@ -85,17 +87,23 @@ class Vocabulary:
         """Returns rows int32 of a dictionary array, and how many ids are unknown."""
         rows = np.zeros(len(values.dictionary) + 1, np.int32)  # the last one: missing
         if len(self._ids):
-            wanted = _series(values.dictionary)
-            order = wanted.arg_sort()  # what is near in the search is near in memory
-            wanted, ids = wanted.gather(order), self._ids["id"]
+            ids, wanted = self._ids["id"], _series(values.dictionary)
+            # What is near in the search is near in memory.
             if wanted.dtype == pl.Int64:  # NumPy is twice as quick with integers
-                place = np.searchsorted(ids.to_numpy(), wanted.to_numpy())
+                ids, wanted = ids.to_numpy(), wanted.to_numpy()
+                order = slice(None)
+                if not (wanted[1:] > wanted[:-1]).all():
+                    order = np.argsort(wanted)
+                    wanted = wanted[order]
+                place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+                is_known = ids[place] == wanted
             else:
+                order = wanted.arg_sort().to_numpy()
+                wanted = wanted.gather(order)
                 place = ids.search_sorted(wanted).to_numpy()
-            place = np.minimum(place, len(ids) - 1)
-            is_known = (ids.gather(place) == wanted).to_numpy()
-            found = np.where(is_known, self._ids["row"].to_numpy()[place], 0)
-            rows[order.to_numpy()] = found
+                place = np.minimum(place, len(ids) - 1)
+                is_known = (ids.gather(place) == wanted).to_numpy()
+            rows[:-1][order] = np.where(is_known, self._ids["row"].to_numpy()[place], 0)
         if self._num_missing:
             rows[-1] = self.num_rows - 1
         found = rows[_codes(values)]
@@ -202,9 +210,38 @@ def stable_ids(values: pa.Array) -> pa.Array:
     return pa.array(transforms.hash_bytes(data, offsets)).take(encoded.indices)
 
 
+def with_dictionary(values: pa.Array) -> pa.Array:
+    """Returns a dictionary array of ids, in order where most ids are different."""
+    first = values[:SAMPLE_ROWS]
+    if not pa.types.is_integer(values.type) or len(first.unique()) < 0.75 * len(first):
+        return values.dictionary_encode()
+    # Sorting is quicker than hashing here, and spares `Vocabulary.encode` to sort.
+    ids, found = np.unique(values.drop_null().to_numpy(), return_inverse=True)
+    is_null = values.is_null().to_numpy(zero_copy_only=False)
+    codes = np.zeros(len(values), np.int32)
+    codes[~is_null] = found
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=is_null), pa.array(ids))
+
+
 def _codes(values: pa.Array) -> np.ndarray:
     """Returns the indices of a dictionary array, -1 where null."""
     return pc.fill_null(values.indices, -1).to_numpy(zero_copy_only=False)
+
+
+def _summed(counts: pl.DataFrame) -> pl.DataFrame:
+    """Makes every id occur once."""
+    if counts["id"].dtype != pl.Int64:
+        return counts.group_by("id").agg(pl.col("count").sum())
+    # Sorting is quicker than any hash table, and quickest without the counts.
+    ids, times = counts["id"].to_numpy(), counts["count"].to_numpy()
+    if times.sum() <= 4 * len(ids):
+        ids, times = np.unique(np.repeat(ids, times), return_counts=True)
+    else:
+        order = np.argsort(ids)
+        ids = ids[order]
+        first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
+        ids, times = ids[first], np.add.reduceat(times[order], first)
+    return pl.DataFrame({"id": pl.Series(ids).set_sorted(), "count": times})
 
 
 def _series(values: pa.Array) -> pl.Series:

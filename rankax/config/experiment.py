@@ -21,6 +21,7 @@ ROW_OPTIMIZERS = {
     "sgd": (),
 }
 ROW_DTYPES = ("float32", "bfloat16")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 OUT_OF_RANGE = ("error", "default_row")
 DEDUPLICATE = ("host", "device")
 DECAYS = ("constant", "linear", "cosine")
@@ -37,6 +38,7 @@ NOT_OF_THE_RUN = (
     "eval.exact_auc",
     "eval.save_predictions",
     "eval.slices",
+    "eval.test",
     "eval.top_k",
     "mesh",
     "observe",
@@ -193,11 +195,21 @@ class MeanPoolingConfig(SequenceConfig):
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ModelConfig(Config):
-    """Backbone on embedded fields and encoded sequences, one head per task."""
+    """Backbone on embedded fields and encoded sequences, one head per task.
+
+    Attributes:
+        backbone: see `rankax.models.backbones`.
+        sequence: see `rankax.models.sequences`.
+        task_weights: of the losses, one per task; empty = all 1.
+        compute_dtype: of the operands of matrix products in backbone and encoders,
+            "float32" or "bfloat16" (faster on accelerators); weights, sums, norms,
+            logits and losses stay float32.
+    """
 
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
     sequence: SequenceConfig = dataclasses.field(default_factory=MeanPoolingConfig)
-    task_weights: tuple[float, ...] = ()  # one per task; empty = all 1
+    task_weights: tuple[float, ...] = ()
+    compute_dtype: str = "float32"
 
 
 # ---------------------------------------------------------------- training
@@ -302,6 +314,8 @@ class EvalConfig(Config):
             metric; 0 = off. The best checkpoint is what gets tested either way.
         exact_auc: sort all scores instead of the bit-pattern histogram.
         save_predictions: write `predictions.parquet` of the test split.
+        test: read the test split at the end of the run. Off for tuning trials; the same
+            command with it on completes such a run from its best checkpoint.
         slices: slices of the dataset card to report the test split by; empty = all.
         top_k: report hit rate and NDCG of the first `top_k` candidates of each group
             (`rankax.metrics.ranking`); 0 = off.
@@ -313,6 +327,7 @@ class EvalConfig(Config):
     early_stopping_patience: int = 0
     exact_auc: bool = False
     save_predictions: bool = False
+    test: bool = True
     slices: tuple[str, ...] = ()
     top_k: int = 0
 
@@ -423,6 +438,7 @@ def _choices(config: ExperimentConfig) -> list[str]:
     choices = {
         "tables.dtype": (config.tables.dtype, ROW_DTYPES),
         "tables.out_of_range": (config.tables.out_of_range, OUT_OF_RANGE),
+        "model.compute_dtype": (config.model.compute_dtype, COMPUTE_DTYPES),
         "tables.deduplicate": (config.tables.deduplicate, DEDUPLICATE),
         "optimizer.dense.name": (config.optimizer.dense.name, DENSE_OPTIMIZERS),
         "optimizer.sparse.name": (

@@ -6,9 +6,15 @@ JAX's `glorot_normal` is truncated, so it is not the same distribution.
 
 from flax import nnx
 import jax
+from jax.typing import DTypeLike
 
 XAVIER_NORMAL = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
 XAVIER_UNIFORM = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+def operands(dtype: DTypeLike | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Casts the operands of a matrix product; `dtype` None leaves them as they are."""
+    return arrays if dtype is None else tuple(x.astype(dtype) for x in arrays)
 
 
 def linear(
@@ -17,6 +23,18 @@ def linear(
     *,
     rngs: nnx.Rngs,
     init: jax.nn.initializers.Initializer = XAVIER_NORMAL,
+    use_bias: bool = True,
+    dtype: DTypeLike | None = None,
 ) -> nnx.Linear:
-    """Returns x·W + b with W [in, out] Xavier-initialised and b = 0."""
-    return nnx.Linear(width_in, width_out, kernel_init=init, rngs=rngs)
+    """Returns x·W + b with W [in, out] Xavier-initialised and b = 0.
+
+    The weights are float32; operands and result are of `dtype` if one is given.
+    """
+    return nnx.Linear(
+        width_in,
+        width_out,
+        kernel_init=init,
+        use_bias=use_bias,
+        dtype=dtype,
+        rngs=rngs,
+    )

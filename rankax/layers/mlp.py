@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from flax import nnx
 import jax
+from jax.typing import DTypeLike
 
 from rankax.layers.linear import XAVIER_NORMAL, linear
 
@@ -20,6 +21,7 @@ class MLP(nnx.Module):
         use_batch_norm: bool = False,
         dropout: float = 0.0,
         init: jax.nn.initializers.Initializer = XAVIER_NORMAL,
+        dtype: DTypeLike | None = None,
     ):
         """Builds the layers.
 
@@ -31,10 +33,11 @@ class MLP(nnx.Module):
                 epsilon 1e-5, PyTorch's defaults).
             dropout: rate after the activation, in [0, 1).
             init: kernel initialiser.
+            dtype: of the products' operands and results; None = as they come.
         """
         widths = (width_in, *hidden_dims)
         self.linears = nnx.List(
-            linear(a, b, rngs=rngs, init=init)
+            linear(a, b, rngs=rngs, init=init, dtype=dtype)
             for a, b in zip(widths, hidden_dims, strict=False)
         )
         self.norms = nnx.List(

@@ -4,6 +4,7 @@ A backbone is an `nnx.Module` built as `Backbone(config, inputs, rngs=...)` and 
 as `backbone(features, rngs=...)`. It returns a representation [B, W], or [B, T, W] when
 it is task-aware; the heads turn that into one logit per task. A backbone whose
 equation ends in logits of its own sets `returns_logits = True` and returns [B, T].
+One that has more to say in training returns a `Representation`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rankax.config.base import ConfigError, suggest
 from rankax.config.experiment import (  # re-exported: all that a model file needs
@@ -25,14 +27,31 @@ from rankax.config.experiment import (  # re-exported: all that a model file nee
 __all__ = [
     "BackboneConfig",
     "EmbeddingBackboneConfig",
+    "Events",
     "Features",
     "InputSpec",
+    "Representation",
+    "SequenceSpec",
     "TableSpec",
     "build_backbone",
     "named_config",
     "register_backbone",
     "tables_for_role",
 ]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Events:
+    """One sequence field, looked up and not encoded.
+
+    Attributes:
+        rows: [B, L, A, D] of role "embedding", oldest first; padding is zero.
+        lengths: [B] int32.
+    """
+
+    rows: jax.Array
+    lengths: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -45,16 +64,52 @@ class Features:
             combined; with combiner "none", a token per place of the list) and per
             encoded sequence column, in the order of `InputSpec.tokens`.
         numeric: [B, N] float32.
+        sequences: field -> its events, for backbones that read them themselves.
     """
 
     embedded: Mapping[str, jax.Array]
     numeric: jax.Array
+    sequences: Mapping[str, Events] = dataclasses.field(default_factory=dict)
 
     def flatten(self, role: str = "embedding") -> jax.Array:
         """Returns all inputs side by side, [B, F·D + N]."""
         embedded = self.embedded[role]
         flat = embedded.reshape(len(embedded), -1)
         return jnp.concatenate([flat, self.numeric], axis=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Representation:
+    """What a backbone returns that has more to say than its representation.
+
+    Attributes:
+        hidden: [B, W] or [B, T, W].
+        lower: [B, W_l] of lower layers. In training each gets an auxiliary head, whose
+            log loss joins the loss with the backbone's `auxiliary_weight`.
+        penalty: [] joins the loss in training, already weighed.
+        metrics: scalars to log, means over the steps of a log window.
+    """
+
+    hidden: jax.Array
+    lower: tuple[jax.Array, ...] = ()
+    penalty: jax.Array | None = None
+    metrics: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceSpec:
+    """Static shape of one field's `Events`.
+
+    Attributes:
+        name: of the field.
+        num_columns: A.
+        max_length: L.
+    """
+
+    name: str
+    num_columns: int
+    max_length: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +122,16 @@ class InputSpec:
         dims: role -> D.
         num_numeric: N.
         num_tasks: T.
+        sequences: shapes of `Features.sequences`.
+        dtype: of the operands of matrix products; None = as they come (float32).
     """
 
     tokens: tuple[str, ...]
     dims: Mapping[str, int]
     num_numeric: int
     num_tasks: int
+    sequences: tuple[SequenceSpec, ...] = ()
+    dtype: DTypeLike | None = None
 
     @property
     def num_fields(self) -> int:

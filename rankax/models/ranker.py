@@ -1,6 +1,7 @@
 """The dense model: combine looked-up rows, encode sequences, backbone, heads."""
 
 from collections.abc import Mapping
+import dataclasses
 
 from flax import nnx
 import jax
@@ -13,8 +14,33 @@ from rankax.data.schema import IdSlot, Schema
 from rankax.layers.linear import linear
 from rankax.layers.pooling import mean_pool, weighted_mean, weighted_sum
 from rankax.models import backbones  # registers them  # noqa: F401
-from rankax.models.base import Features, InputSpec, build_backbone
+from rankax.models.base import (
+    Events,
+    Features,
+    InputSpec,
+    Representation,
+    SequenceSpec,
+    build_backbone,
+)
 from rankax.models.sequences import build_encoder
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What training needs of one batch.
+
+    Attributes:
+        logits: [B, T] float32.
+        auxiliary_logits: [B, T] float32 of each auxiliary head.
+        penalty: [] joins the loss; None = the model has none.
+        metrics: scalars to log.
+    """
+
+    logits: jax.Array
+    auxiliary_logits: tuple[jax.Array, ...]
+    penalty: jax.Array | None
+    metrics: Mapping[str, jax.Array]
 
 
 class Ranker(nnx.Module):
@@ -45,6 +71,16 @@ class Ranker(nnx.Module):
             dims=dict(dims),
             num_numeric=schema.num_numeric,
             num_tasks=len(schema.tasks),
+            sequences=tuple(
+                SequenceSpec(
+                    name=field.name,
+                    num_columns=len(field.columns),
+                    max_length=field.max_length,
+                )
+                for field in schema.sequences
+                if "embedding" in dims
+            ),
+            dtype=None if config.compute_dtype == "float32" else config.compute_dtype,
         )
         self._slots = schema.slots
         self.encoders = nnx.Dict()
@@ -59,6 +95,7 @@ class Ranker(nnx.Module):
                     target_columns=tuple(
                         a for a, table in enumerate(tables) if table in single
                     ),
+                    dtype=self.inputs.dtype,
                     rngs=rngs,
                 )
         if type(config.sequence) is not MeanPoolingConfig and not self.encoders:
@@ -70,10 +107,15 @@ class Ranker(nnx.Module):
                 "leave model.sequence at MeanPoolingConfig()"
             )
         self.backbone = build_backbone(config.backbone, self.inputs, rngs=rngs)
+        self.auxiliary_weight = getattr(self.backbone, "auxiliary_weight", 0.0)
+        shape, num_tasks = self._representation(), len(schema.tasks)
         self.head = (
             None
             if getattr(self.backbone, "returns_logits", False)
-            else Head(self._representation(), len(schema.tasks), rngs=rngs)
+            else Head(shape.hidden.shape[1:], num_tasks, rngs=rngs)
+        )
+        self.auxiliary_heads = nnx.List(
+            Head(lower.shape[1:], num_tasks, rngs=rngs) for lower in shape.lower
         )
 
     def __call__(
@@ -100,6 +142,20 @@ class Ranker(nnx.Module):
         Raises:
             ValueError: lists have weights, but `bag_weights` is None.
         """
+        return self.outputs(
+            rows, lengths, numeric, bag_weights=bag_weights, rngs=rngs
+        ).logits
+
+    def outputs(
+        self,
+        rows: Mapping[str, jax.Array],
+        lengths: jax.Array,
+        numeric: jax.Array,
+        *,
+        bag_weights: jax.Array | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Outputs:
+        """Computes all that the loss is made of; arguments and errors as above."""
         weighted = [slot.field for slot in self._slots if slot.weights]
         if weighted and bag_weights is None:
             raise ValueError(
@@ -112,10 +168,33 @@ class Ranker(nnx.Module):
             )
             for role, x in rows.items()
         }
-        features = Features(embedded=embedded, numeric=numeric)
-        hidden = self.backbone(features, rngs=rngs)
-        logits = hidden if self.head is None else self.head(hidden)
-        return logits.astype(jnp.float32)
+        features = Features(
+            embedded=embedded, numeric=numeric, sequences=self._events(rows, lengths)
+        )
+        result = _as_representation(self.backbone(features, rngs=rngs))
+        hidden = result.hidden.astype(jnp.float32)
+        heads = zip(self.auxiliary_heads, result.lower, strict=True)
+        return Outputs(
+            logits=hidden if self.head is None else self.head(hidden),
+            auxiliary_logits=tuple(head(x.astype(jnp.float32)) for head, x in heads),
+            penalty=result.penalty,
+            metrics=result.metrics,
+        )
+
+    def _events(
+        self, rows: Mapping[str, jax.Array], lengths: jax.Array
+    ) -> dict[str, Events]:
+        """Picks the sequence fields out of the looked-up rows."""
+        events = {}
+        for spec in self.inputs.sequences:
+            first = next(slot for slot in self._slots if slot.field == spec.name)
+            end = first.start + spec.num_columns * spec.max_length
+            piece = rows["embedding"][:, first.start : end]
+            shape = (len(piece), spec.num_columns, spec.max_length, -1)
+            events[spec.name] = Events(
+                rows=piece.reshape(shape).swapaxes(1, 2), lengths=lengths[:, first.bag]
+            )
+        return events
 
     def _combine(
         self,
@@ -164,8 +243,8 @@ class Ranker(nnx.Module):
             index += len(run)
         return pieces
 
-    def _representation(self) -> tuple[int, ...]:
-        """Shape of the backbone's output without the batch."""
+    def _representation(self) -> Representation:
+        """Shapes of the backbone's output for one example."""
         inputs = self.inputs
         graph, state = nnx.split(self.backbone)
 
@@ -177,9 +256,25 @@ class Ranker(nnx.Module):
                 for role, dim in inputs.dims.items()
             }
             numeric = jnp.zeros((1, inputs.num_numeric))
-            return backbone(Features(embedded=embedded, numeric=numeric))
+            sequences = {
+                spec.name: Events(
+                    rows=jnp.zeros(
+                        (1, spec.max_length, spec.num_columns, inputs.dims["embedding"])
+                    ),
+                    lengths=jnp.zeros(1, jnp.int32),
+                )
+                for spec in inputs.sequences
+            }
+            features = Features(embedded=embedded, numeric=numeric, sequences=sequences)
+            return _as_representation(backbone(features))
 
-        return jax.eval_shape(apply, state).shape[1:]
+        return jax.eval_shape(apply, state)
+
+
+def _as_representation(result: jax.Array | Representation) -> Representation:
+    if isinstance(result, Representation):
+        return result
+    return Representation(hidden=result)
 
 
 class Head(nnx.Module):

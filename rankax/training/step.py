@@ -28,9 +28,11 @@ from rankax.losses import binary_log_loss
 from rankax.models.ranker import Ranker
 from rankax.optim.dense import NETWORK, TABLES, dense_optimizer
 from rankax.parallel import mesh as meshes
+from rankax.parallel import rules
 from rankax.training.state import TrainState
 
 DeviceBatch = dict[str, Any]
+Metrics = dict[str, jax.Array]  # scalars
 _DEVICE_ARRAYS = ("lengths", "numeric", "labels", "weight")
 
 
@@ -121,6 +123,7 @@ class Steps:
         abstract = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
         self._graph, params, _ = nnx.split(abstract, nnx.Param, ...)
         self.num_dense_parameters = sum(x.size for x in jax.tree.leaves(params))
+        self._network_shardings = rules.shardings(params, mesh)
         self._train = jax.jit(self._train_step, donate_argnums=0)
         self._evaluate = jax.jit(self._logits)
         self._never_updated = jax.jit(self.engine.never_updated)
@@ -148,21 +151,42 @@ class Steps:
                 first_bad_step=jnp.int32(-1),
             )
 
-        state = jax.jit(dense, out_shardings=meshes.replicated(self.mesh))()
+        shardings = self._shardings(jax.eval_shape(dense))
+        state = jax.jit(dense, out_shardings=shardings)()
         tables = self.engine.init_tables(table_key)
         return dataclasses.replace(state, tables=tables)
 
     def abstract_state(self) -> TrainState:
         """Returns shapes, dtypes and shardings of the state, allocating nothing."""
         state = jax.eval_shape(self.init_state)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            state,
+            self._shardings(state),
+        )
+
+    def _shardings(self, state: TrainState) -> TrainState:
+        """Returns the sharding of every array of a state, given its shapes."""
         replicated = meshes.replicated(self.mesh)
         sharded = meshes.over_all_devices(self.mesh)
-
-        def place(path, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            sharding = sharded if path[0].name == "tables" else replicated
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-        return jax.tree.map_with_path(place, state)
+        params = {
+            NETWORK: self._network_shardings,
+            TABLES: jax.tree.map(lambda _: replicated, state.params[TABLES]),
+        }
+        everything = jax.tree.map(lambda _: replicated, state)
+        return dataclasses.replace(
+            everything,
+            params=params,
+            # Moments lie where their weights do.
+            opt_state=optax.tree_utils.tree_map_params(
+                self._optimizer,
+                lambda _, sharding: sharding,
+                state.opt_state,
+                params,
+                transform_non_params=lambda _: replicated,
+            ),
+            tables=jax.tree.map(lambda _: sharded, state.tables),
+        )
 
     def _build(self, key: jax.Array) -> Ranker:
         dims = self.engine.plan.dims
@@ -195,7 +219,7 @@ class Steps:
 
     def train(
         self, state: TrainState, batch: DeviceBatch, *, factor: float
-    ) -> tuple[TrainState, jax.Array, Counts]:
+    ) -> tuple[TrainState, Metrics, Counts]:
         """Takes one step; the given state is consumed.
 
         Args:
@@ -204,8 +228,10 @@ class Steps:
             factor: of both learning rates, from the schedule.
 
         Returns:
-            The new state, the loss [] float32 (weighted sum over tasks), and what the
-            tables were asked for (`rankax.embeddings.counters`).
+            The new state, scalars to log ("loss": the weighted sum over tasks;
+            "added_loss": of auxiliary heads and penalties, where there are any; the
+            backbone's own), and what the tables were asked for
+            (`rankax.embeddings.counters`).
         """
         return self._train(state, batch, np.float32(factor))
 
@@ -230,7 +256,7 @@ class Steps:
 
     def _train_step(
         self, state: TrainState, batch: DeviceBatch, factor: jax.Array
-    ) -> tuple[TrainState, jax.Array, Counts]:
+    ) -> tuple[TrainState, Metrics, Counts]:
         requests = self.engine.request(batch["routes"])
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
@@ -238,13 +264,31 @@ class Steps:
             model = nnx.merge(self._graph, params[NETWORK], state.rest, copy=True)
             model.train()
             embedded = self.engine.embed(params[TABLES], rows, requests)
-            logits = _score(model, embedded, batch, rngs=nnx.Rngs(dropout=key))
-            losses = binary_log_loss(logits, batch["labels"], batch["weight"])
+            with rules.ambient(self.mesh):
+                outputs = model.outputs(
+                    embedded, **_inputs(batch), rngs=nnx.Rngs(dropout=key)
+                )
+
+            def task_loss(logits: jax.Array) -> jax.Array:
+                losses = binary_log_loss(logits, batch["labels"], batch["weight"])
+                return jnp.sum(losses * self._task_weights)
+
+            loss = task_loss(outputs.logits)
+            metrics = {**outputs.metrics, "loss": loss}
+            added = [
+                model.auxiliary_weight * task_loss(logits)
+                for logits in outputs.auxiliary_logits
+            ]
+            if outputs.penalty is not None:
+                added.append(outputs.penalty)
+            if added:
+                metrics["added_loss"] = jnp.sum(jnp.stack(added))
+                loss += metrics["added_loss"]
             rest = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
-            return jnp.sum(losses * self._task_weights), rest
+            return loss, (rest, metrics)
 
         rows = self.engine.lookup(state.tables, requests)
-        (loss, rest), (gradient, row_gradient) = jax.value_and_grad(
+        (loss, (rest, metrics)), (gradient, row_gradient) = jax.value_and_grad(
             loss_fn, argnums=(0, 1), has_aux=True
         )(state.params, rows)
 
@@ -283,7 +327,7 @@ class Steps:
             rng=state.rng,
             first_bad_step=jnp.where(is_first_bad, state.step, state.first_bad_step),
         )
-        return new_state, loss, counters.sum_over_devices(requests)
+        return new_state, metrics, counters.sum_over_devices(requests)
 
     def _logits(self, params, rest, tables, batch) -> tuple[jax.Array, Counts]:
         model = nnx.merge(self._graph, params[NETWORK], rest, copy=True)
@@ -291,23 +335,18 @@ class Steps:
         requests = self.engine.request(batch["routes"])
         rows = self.engine.lookup(tables, requests)
         embedded = self.engine.embed(params[TABLES], rows, requests)
-        return _score(model, embedded, batch), counters.sum_over_devices(requests)
+        with rules.ambient(self.mesh):
+            logits = model(embedded, **_inputs(batch))
+        return logits, counters.sum_over_devices(requests)
 
 
-def _score(
-    model: Ranker,
-    embedded: Mapping[str, jax.Array],
-    batch: DeviceBatch,
-    *,
-    rngs: nnx.Rngs | None = None,
-) -> jax.Array:
-    return model(
-        embedded,
-        batch["lengths"],
-        batch["numeric"],
-        bag_weights=batch.get("bag_weights"),
-        rngs=rngs,
-    )
+def _inputs(batch: DeviceBatch) -> dict[str, Any]:
+    """What the model reads beside the looked-up rows."""
+    return {
+        "lengths": batch["lengths"],
+        "numeric": batch["numeric"],
+        "bag_weights": batch.get("bag_weights"),
+    }
 
 
 def _task_weights(config: ExperimentConfig, schema: Schema) -> np.ndarray:

@@ -6,9 +6,10 @@ from rankax.train import _Window
 
 
 def step(*, is_ready):
-    return types.SimpleNamespace(
+    loss = types.SimpleNamespace(
         is_ready=lambda: is_ready, block_until_ready=lambda: None
     )
+    return {"loss": loss}
 
 
 def test_a_wait_counts_only_if_no_step_was_running_at_its_end():

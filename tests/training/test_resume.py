@@ -120,6 +120,23 @@ def test_a_finished_run_is_left_alone(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
+def test_a_run_that_left_the_test_split_unread_reads_it_later(tmp_path):
+    config = make_config()
+    config.eval.early_stopping_patience = 1
+    whole = train(config, str(tmp_path / "whole"))
+    config.eval.test = False
+    config.observe.report = True
+    trial = train(config, str(tmp_path / "trial"))
+    assert trial["metrics"] == {}
+    assert "has not been read" in (tmp_path / "trial/report.html").read_text()
+    assert "test" not in {x["split"] for x in read_metrics(tmp_path / "trial")}
+    assert trial["best_validation"] == whole["best_validation"]
+    config.eval.test = True
+    later = train(config, str(tmp_path / "trial"))
+    assert later["metrics"] == whole["metrics"]
+    assert later["examples_seen"] == whole["examples_seen"]
+
+
 def test_a_finished_run_tells_which_options_its_result_does_not_have(tmp_path, capsys):
     config = make_config(num_epochs=0, num_steps=10)
     train(config, str(tmp_path))

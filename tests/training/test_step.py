@@ -78,8 +78,8 @@ def test_the_loss_is_the_weighted_sum_of_the_tasks():
         (arrays,) = batches(config, steps, 1)
         batch = steps.to_devices(arrays)
         start = jax.tree.map(np.asarray, steps.init_state().params)
-        state, loss, _ = steps.train(steps.init_state(), batch, factor=1.0)
-        losses[weights] = float(loss)
+        state, metrics, _ = steps.train(steps.init_state(), batch, factor=1.0)
+        losses[weights] = float(metrics["loss"])
         moved = np.any(
             np.asarray(state.params["network"]["head"]["linear"]["kernel"])
             != start["network"]["head"]["linear"]["kernel"],
@@ -189,8 +189,8 @@ def test_dropout_is_the_same_on_any_device_count():
         steps = make_steps(config, devices)
         state = steps.init_state()
         (arrays,) = batches(config, steps, 1)
-        _, loss, _ = steps.train(state, steps.to_devices(arrays), factor=1.0)
-        losses.append(float(loss))
+        _, metrics, _ = steps.train(state, steps.to_devices(arrays), factor=1.0)
+        losses.append(float(metrics["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 

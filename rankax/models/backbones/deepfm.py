@@ -39,6 +39,7 @@ class DeepFM(nnx.Module):
             config.hidden_dims,
             use_batch_norm=config.use_batch_norm,
             dropout=config.dropout,
+            dtype=inputs.dtype,
             rngs=rngs,
         )
         self.output = linear(self.mlp.width, inputs.num_tasks, rngs=rngs)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rankax.config.base import ConfigError, suggest
+from rankax.layers.linear import operands
 from rankax.layers.mlp import MLP
 from rankax.models.base import (
     EmbeddingBackboneConfig,
@@ -70,11 +71,13 @@ class DLRM(nnx.Module):
                 inputs.num_numeric,
                 (*config.bottom_dims, dim),
                 use_batch_norm=config.use_batch_norm,
+                dtype=inputs.dtype,
                 rngs=rngs,
             )
             if has_numeric
             else None
         )
+        self.dtype = inputs.dtype
         num_tokens = inputs.num_fields + has_numeric
         self.is_dot = config.interaction == "dot"
         if self.is_dot and num_tokens < 2:
@@ -91,6 +94,7 @@ class DLRM(nnx.Module):
             config.hidden_dims,
             use_batch_norm=config.use_batch_norm,
             dropout=config.dropout,
+            dtype=inputs.dtype,
             rngs=rngs,
         )
 
@@ -105,6 +109,7 @@ class DLRM(nnx.Module):
             tokens = jnp.concatenate([first[:, None], tokens], axis=1)
         if not self.is_dot:
             return self.top(tokens.reshape(len(tokens), -1), rngs=rngs)
-        products = jnp.einsum("bid,bjd->bij", tokens, tokens)
+        (operand,) = operands(self.dtype, tokens)
+        products = jnp.einsum("bid,bjd->bij", operand, operand)
         i, j = np.triu_indices(tokens.shape[1], k=1)
         return self.top(jnp.concatenate([first, products[:, i, j]], axis=1), rngs=rngs)

@@ -37,6 +37,7 @@ class DNN(nnx.Module):
             config.hidden_dims,
             use_batch_norm=config.use_batch_norm,
             dropout=config.dropout,
+            dtype=inputs.dtype,
             rngs=rngs,
         )
 

@@ -1,8 +1,9 @@
 """All sequence encoders, by their configuration.
 
-An encoder is built as `Encoder(config, num_columns, dim, target_columns=..., rngs=...)`
-for one sequence field of A aligned columns. `target_columns` are the A' of them that
-share their table with a field of one id: the target. It is called as
+An encoder is built as `Encoder(config, num_columns, dim, target_columns=..., dtype=...,
+rngs=...)` for one sequence field of A aligned columns. `target_columns` are the A' of
+them that share their table with a field of one id: the target; `dtype` is that of the
+operands of matrix products, None = as they come. It is called as
 `encoder(events, lengths, targets, rngs=...)` with events [B, L, A, D] (padding is zero,
 oldest first), lengths [B] and targets [B, A', D], and returns one token per column,
 [B, A, D].
@@ -11,6 +12,7 @@ oldest first), lengths [B] and targets [B, A', D], and returns one token per col
 from collections.abc import Callable
 
 from flax import nnx
+from jax.typing import DTypeLike
 
 from rankax.config.base import ConfigError
 from rankax.config.experiment import MeanPoolingConfig, SequenceConfig
@@ -29,6 +31,7 @@ def build_encoder(
     num_columns: int,
     dim: int,
     target_columns: tuple[int, ...],
+    dtype: DTypeLike | None = None,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
     """Builds the encoder of a configuration for one sequence field.
@@ -43,5 +46,10 @@ def build_encoder(
             f"known; use one of {known}"
         )
     return _ENCODERS[type(config)](
-        config, num_columns, dim, target_columns=target_columns, rngs=rngs
+        config,
+        num_columns,
+        dim,
+        target_columns=target_columns,
+        dtype=dtype,
+        rngs=rngs,
     )

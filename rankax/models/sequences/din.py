@@ -14,11 +14,12 @@ import dataclasses
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rankax.config.base import ConfigError
 from rankax.config.experiment import SequenceConfig
 from rankax.layers.dice import Dice
-from rankax.layers.linear import XAVIER_NORMAL, linear
+from rankax.layers.linear import XAVIER_NORMAL, linear, operands
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class DIN(nnx.Module):
         dim: int,
         *,
         target_columns: tuple[int, ...],
+        dtype: DTypeLike | None,
         rngs: nnx.Rngs,
     ):
         """Builds the activation unit.
@@ -65,6 +67,7 @@ class DIN(nnx.Module):
             )
         self.use_softmax = config.use_softmax
         self.target_columns = target_columns
+        self.dtype = dtype
         width, shared = num_columns * dim, len(target_columns) * dim
         # One kernel for [e, v, e − v, e ⊙ v], as if they were put side by side.
         self.widths = (width, shared, shared, shared)
@@ -73,7 +76,7 @@ class DIN(nnx.Module):
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(jnp.zeros(first))
         self.linears = nnx.List(
-            linear(a, b, rngs=rngs)
+            linear(a, b, dtype=dtype, rngs=rngs)
             for a, b in zip(config.hidden_dims, [*others, 1], strict=True)
         )
         self.activations = nnx.List(Dice(width) for width in config.hidden_dims)
@@ -90,7 +93,7 @@ class DIN(nnx.Module):
         batch, length, num_columns, dim = events.shape
         is_event = jnp.arange(length) < lengths[:, None]  # [B, L]
         flat = events.reshape(batch, length, -1)
-        scores = self._scores(flat, events, targets)
+        scores = self._scores(flat, events, targets).astype(jnp.float32)
         if self.use_softmax:
             scores = scores / jnp.sqrt(jnp.float32(num_columns * dim))
             scores = jax.nn.softmax(jnp.where(is_event, scores, -1e9), axis=1)
@@ -109,8 +112,14 @@ class DIN(nnx.Module):
         # same for all events, and the difference is never formed.
         splits = (self.widths[0], sum(self.widths[:2]), sum(self.widths[:3]))
         w_e, w_v, w_d, w_p = jnp.split(self.kernel[...], splits)
-        of_event = flat @ w_e + keys @ w_d + (keys * target[:, None]) @ w_p
-        hidden = of_event + (target @ (w_v - w_d) + self.bias[...])[:, None]
+
+        def product(x: jax.Array, w: jax.Array) -> jax.Array:
+            x, w = operands(self.dtype, x, w)
+            return x @ w
+
+        of_event = product(flat, w_e) + product(keys, w_d)
+        of_event += product(keys * target[:, None], w_p)
+        hidden = of_event + (product(target, w_v - w_d) + self.bias[...])[:, None]
         for activation, layer in zip(self.activations, self.linears, strict=True):
             hidden = layer(activation(hidden))
         return hidden[..., 0]

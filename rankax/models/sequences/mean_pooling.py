@@ -2,6 +2,7 @@
 
 from flax import nnx
 import jax
+from jax.typing import DTypeLike
 
 from rankax.config.experiment import MeanPoolingConfig
 from rankax.layers.pooling import mean_pool
@@ -17,6 +18,7 @@ class MeanPooling(nnx.Module):
         dim: int,
         *,
         target_columns: tuple[int, ...],
+        dtype: DTypeLike | None,
         rngs: nnx.Rngs,
     ):
         """Has nothing to build."""

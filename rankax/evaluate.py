@@ -9,12 +9,12 @@ from rankax.config.experiment import ExperimentConfig
 from rankax.observe.console import Console
 from rankax.training import run_folder
 from rankax.training.checkpoint import Checkpoints
+from rankax.training.evaluator import evaluate as evaluate_split
 from rankax.training.evaluator import (
-    PREDICTIONS,
     tell_out_of_vocabulary,
     tell_worst_slices,
 )
-from rankax.training.evaluator import evaluate as evaluate_split
+from rankax.training.predictions import FILE_NAME as PREDICTIONS
 from rankax.training.setup import set_up
 
 FILE_NAME = "evaluation.json"

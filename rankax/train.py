@@ -18,7 +18,7 @@ from rankax.data import lanes
 from rankax.data.lanes import Position
 from rankax.embeddings import counters
 from rankax.embeddings.engine import TableEngine
-from rankax.observe import environment, report
+from rankax.observe import accounting, environment, report, traffic
 from rankax.observe.console import Console, Track
 from rankax.observe.writers import MetricsWriter
 from rankax.optim import schedule
@@ -26,14 +26,15 @@ from rankax.optim.schedule import Plateau
 from rankax.training import run_folder
 from rankax.training.checkpoint import Checkpoints
 from rankax.training.evaluator import (
-    PREDICTIONS,
     Evaluation,
     evaluate,
     tell_out_of_vocabulary,
     tell_worst_slices,
 )
+from rankax.training.predictions import FILE_NAME as PREDICTIONS
 from rankax.training.setup import Setup, set_up
 from rankax.training.state import TrainState
+from rankax.training.step import Metrics
 
 _IN_FLIGHT = 2  # steps given to the devices ahead of the one that is waited for
 
@@ -91,7 +92,8 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     folder = run_folder.claim(workdir, config)
     finished = run_folder.read_result(folder)
     console = Console(quiet=jax.process_index() > 0)
-    if finished is not None:
+    # A finished run whose test split was left unread goes on where it stopped.
+    if finished is not None and (finished["metrics"] or not config.eval.test):
         console.message(f"{folder} is finished at step {finished['step']:,}")
         for change in run_folder.not_applied(folder, config):
             console.message(f"not applied: {change}; --mode=evaluate reads it again")
@@ -102,10 +104,9 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     )
     num_steps = config.train.num_steps or config.train.num_epochs * per_epoch
     evaluate_every = config.eval.every_steps or per_epoch
+    cost = accounting.account(config, setup.schema, steps.engine)
     console.message(
-        f"{type(config.model.backbone).__name__} on {setup.schema.card.name}: "
-        f"{steps.num_dense_parameters:,} dense and "
-        f"{steps.engine.plan.num_parameters:,} table parameters, "
+        f"{type(config.model.backbone).__name__} on {setup.schema.card.name}: {cost}, "
         f"{steps.mesh.size} {jax.default_backend()} device(s), {num_steps:,} steps"
     )
 
@@ -160,10 +161,10 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
             factor = progress.plateau.factor * schedule.factor(
                 config.optimizer.schedule, step, num_steps
             )
-            state, loss, counts = steps.train(state, batch, factor=factor)
+            state, metrics, counts = steps.train(state, batch, factor=factor)
             step += 1
             progress.position = position.to_dict()
-            window.add(loss, counts, int(num_examples))
+            window.add(metrics, counts, int(num_examples))
 
             is_last = step == num_steps
             is_evaluation = step % evaluate_every == 0 or is_last
@@ -175,6 +176,8 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
                 )
                 _check_finite(first_bad_step, config, folder)
                 values["learning_rate"] = factor * config.optimizer.dense.learning_rate
+                if "examples_per_second" in values:
+                    values |= cost.speed(values["examples_per_second"])
                 writer.write(
                     step=step,
                     split="train",
@@ -238,23 +241,28 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
 
     # ------------------------------------------------ best checkpoint on the test split
     best_step = progress.plateau.best_step
-    if best_step and best_step != step:
-        state = checkpoints.restore(
-            steps.abstract_state(), plan=steps.engine.plan, step=best_step
-        )
-    test = evaluate(
-        steps,
-        state,
-        splits["test"],
-        config,
-        console=console,
-        is_final=True,
-        predictions=folder / PREDICTIONS if config.eval.save_predictions else None,
-    )
     epoch = _epoch(_position(progress), config, per_epoch)
-    writer.write(step=best_step or step, split="test", epoch=epoch, values=test.metrics)
+    test = Evaluation(metrics={}, calibration={}, slices={}, tables={})
+    if config.eval.test:
+        if best_step and best_step != step:
+            state = checkpoints.restore(
+                steps.abstract_state(), plan=steps.engine.plan, step=best_step
+            )
+        test = evaluate(
+            steps,
+            state,
+            splits["test"],
+            config,
+            console=console,
+            is_final=True,
+            predictions=folder / PREDICTIONS if config.eval.save_predictions else None,
+        )
+        writer.write(
+            step=best_step or step, split="test", epoch=epoch, values=test.metrics
+        )
 
     # ------------------------------------------------ result and report
+    examples_per_second = _ratio(progress.timed_examples, progress.train_seconds)
     result = {
         "metrics": test.metrics,
         "best_validation": {
@@ -266,7 +274,8 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         "step": step,
         "epoch": epoch,
         "examples_seen": progress.examples_seen,
-        "examples_per_second": _ratio(progress.timed_examples, progress.train_seconds),
+        "examples_per_second": examples_per_second,
+        "mfu": cost.speed(examples_per_second).get("mfu"),
         "input_wait": _ratio(progress.wait_seconds, progress.train_seconds),
         "train_seconds": progress.train_seconds,
         "wall_seconds": progress.wall_seconds + time.monotonic() - started,
@@ -277,8 +286,17 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         "dataset_fingerprint": "-".join(
             splits[name].fingerprint for name in ("train", "valid", "test")
         ),
-        "num_dense_parameters": steps.num_dense_parameters,
-        "num_table_parameters": steps.engine.plan.num_parameters,
+        "num_dense_parameters": cost.num_dense_parameters,
+        "num_active_dense_parameters": cost.num_active_dense_parameters,
+        "num_table_parameters": cost.num_table_parameters,
+        "flops_per_example": cost.flops_per_example,
+        "table_bytes_per_example": traffic.table_bytes_per_example(
+            config,
+            steps.engine,
+            counted=progress.tables,
+            num_examples=progress.examples_seen,
+        ),
+        "wire_bytes_per_step": cost.wire_bytes_per_step,
         "tables": {"train": progress.tables, "test": test.tables},
         "never_updated": untouched,
         "versions": environment.versions(),
@@ -300,7 +318,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
 
 
 class _Window:
-    """Losses and times between two log lines; no device value is read before `close`.
+    """Metrics and times between two log lines; no device value is read before `close`.
 
     Time before the first finished step of a stretch (compilation, evaluation, saving)
     counts as no training time.
@@ -308,7 +326,7 @@ class _Window:
 
     def __init__(self) -> None:
         self.wait_seconds = 0.0
-        self._losses: list[jax.Array] = []
+        self._metrics: list[Metrics] = []
         self._counts: list[counters.Counts] = []
         self._flying: deque[jax.Array] = deque()
         self._examples: list[int] = []
@@ -319,17 +337,18 @@ class _Window:
     def waited(self, seconds: float) -> None:
         """Counts a wait for input, unless the devices were busy up to its end."""
         # Not in the type of jax.Array, though every array has it.
-        if not self._losses or self._losses[-1].is_ready():  # pyright: ignore
+        last = self._metrics[-1]["loss"] if self._metrics else None
+        if last is None or last.is_ready():  # pyright: ignore
             self.wait_seconds += seconds
 
-    def add(self, loss: jax.Array, counts: counters.Counts, num_examples: int) -> None:
+    def add(self, metrics: Metrics, counts: counters.Counts, num_examples: int) -> None:
         """Takes in a step that was just given to the devices."""
-        self._losses.append(loss)
+        self._metrics.append(metrics)
         self._counts.append(counts)
-        self._flying.append(loss)
+        self._flying.append(metrics["loss"])
         self._examples.append(num_examples)
         if not self._is_timed:
-            loss.block_until_ready()
+            metrics["loss"].block_until_ready()
             self._flying.clear()
             self._is_timed = True
             self._untimed = num_examples
@@ -348,12 +367,12 @@ class _Window:
         Raises:
             RoutingOverflowError: a batch that no number of rounds could carry.
         """
-        losses, counts, bad = jax.device_get(
-            (self._losses, self._counts, state.first_bad_step)
+        metrics, counts, bad = jax.device_get(
+            (self._metrics, self._counts, state.first_bad_step)
         )
         total, is_finite = None, True
-        for loss, step in zip(losses, counts, strict=True):
-            is_finite = is_finite and bool(np.isfinite(loss))
+        for values, step in zip(metrics, counts, strict=True):
+            is_finite = is_finite and bool(np.isfinite(values["loss"]))
             if is_finite:  # the first bad step is the one to tell about
                 engine.check_rounds(step)
             total = counters.accumulate(total, step)
@@ -363,14 +382,15 @@ class _Window:
         examples = sum(self._examples)
         timed = examples - self._untimed
         progress.examples_seen += examples
-        values = {"loss": float(np.mean(losses))}
+        means = jax.tree.map(lambda *x: float(np.mean(x)), *metrics)
+        values = {"loss": means.pop("loss"), **means}
         if timed:
             progress.timed_examples += timed
             progress.train_seconds += seconds
             progress.wait_seconds += self.wait_seconds
             values["examples_per_second"] = timed / seconds
             values["input_wait"] = self.wait_seconds / seconds
-        self._losses, self._counts, self._examples, self._untimed = [], [], [], 0
+        self._metrics, self._counts, self._examples, self._untimed = [], [], [], 0
         self._started, self.wait_seconds = time.monotonic(), 0.0
         return values, tables, int(bad)
 
@@ -441,7 +461,7 @@ def _tell_result(
     console: Console, result: dict[str, Any], setup: Setup, folder: pathlib.Path
 ) -> None:
     metrics = result["metrics"]
-    for task in setup.schema.tasks:
+    for task in setup.schema.tasks if metrics else ():
         text = (
             f"test {task}: AUC {metrics[f'{task}/auc']:.4f} "
             f"[{metrics[f'{task}/auc_low']:.4f}, {metrics[f'{task}/auc_high']:.4f}]  "
@@ -456,8 +476,14 @@ def _tell_result(
                 f"log loss {metrics[f'{task}/oracle_log_loss']:.4f})"
             )
         console.message(text)
-    tell_worst_slices(console, "test", metrics, result["slices"])
-    tell_out_of_vocabulary(console, "test", result["tables"]["test"])
+    if metrics:
+        tell_worst_slices(console, "test", metrics, result["slices"])
+        tell_out_of_vocabulary(console, "test", result["tables"]["test"])
+    else:
+        console.message(
+            f"best {setup.selection_metric} {result['best_validation']['value']:.4f}; "
+            "the test split is unread, --config.eval.test=True reads it"
+        )
     console.message(
         f"{result['examples_per_second']:,.0f} examples/s, input wait "
         f"{result['input_wait']:.1%}, {result['wall_seconds']:.0f} s in all; "

@@ -87,14 +87,19 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 def _groups(result: Mapping[str, Any]) -> list[str]:
     """Tasks, and "mean" if the run selects by a mean over them."""
-    return list(dict.fromkeys(name.rpartition("/")[0] for name in result["metrics"]))
+    return list(dict.fromkeys(name.rpartition("/")[0] for name in _names(result)))
+
+
+def _names(result: Mapping[str, Any]) -> list[str]:
+    """Metrics of the test split, or of validation while the test split is unread."""
+    return list(result["metrics"] or result["best_validation"]["metrics"])
 
 
 def _tasks(result: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name in _groups(result)
-        if name != MEAN or f"{MEAN}/num_examples" in result["metrics"]
+        if name != MEAN or f"{MEAN}/num_examples" in _names(result)
     ]
 
 
@@ -115,6 +120,8 @@ def _facts(result: Mapping[str, Any]) -> str:
 
 def _verdict(task: str, result: Mapping[str, Any]) -> str:
     """One sentence a task: what came out, how sure that is, what was possible."""
+    if not result["metrics"]:
+        return f"<p><b>{escape(task)}</b>: the test split has not been read.</p>"
     metrics = {name: result["metrics"].get(f"{task}/{name}") for name in _VERDICT}
     if metrics["auc"] is None:
         return f"<p><b>{escape(task)}</b>: the test split defines no AUC.</p>"
@@ -221,7 +228,7 @@ def _metrics_table(result: Mapping[str, Any]) -> str:
     ]
     for task in _groups(result):
         rows.append(f"<tbody><tr><th colspan=6 class=task>{escape(task)}</tr>")
-        for full in test:
+        for full in _names(result):
             name = full.removeprefix(f"{task}/")
             if full == name or name in _COMPANIONS or name.startswith("oracle_"):
                 continue
@@ -230,7 +237,7 @@ def _metrics_table(result: Mapping[str, Any]) -> str:
             oracle = f"{task}/oracle_{name}"
             cells = [
                 _number(best["metrics"].get(full), name),
-                _number(test[full], name),
+                _number(test.get(full), name),
                 interval,
                 _number(test[oracle]) if oracle in test else "",
             ]
@@ -306,6 +313,16 @@ def _defaults(type_name: str) -> dict[str, Any]:
     return {}
 
 
+_COSTS = {
+    "num_dense_parameters": "dense parameters",
+    "num_active_dense_parameters": "active dense parameters",
+    "num_table_parameters": "table parameters",
+    "flops_per_example": "FLOP an example, forward",
+    "table_bytes_per_example": "bytes of table rows an example, training",
+    "wire_bytes_per_step": "bytes a device sends a step, training",
+}
+
+
 def _machine_tables(result: Mapping[str, Any]) -> Iterator[str]:
     hardware = dict(result["hardware"])
     if "memory_bytes" in hardware:
@@ -315,9 +332,14 @@ def _machine_tables(result: Mapping[str, Any]) -> Iterator[str]:
         "dataset_fingerprint": result["dataset_fingerprint"],
         "config_hash": result["config_hash"],
         "seed": result["seed"],
-        "dense parameters": f"{result['num_dense_parameters']:,}",
-        "table parameters": f"{result['num_table_parameters']:,}",
     }
+    run |= {
+        title: f"{result[name]:,.0f}"
+        for name, title in _COSTS.items()
+        if result.get(name)
+    }
+    if result.get("mfu"):
+        run["model FLOPs utilisation"] = f"{result['mfu']:.1%}"
     for title, values in (
         ("run", run),
         ("hardware", hardware),

@@ -218,3 +218,24 @@ def test_tables_show_what_was_asked_of_them(edited, run):
     )
     assert "".join(cells) in text
     assert "weight/city 0 – – – – –" in text
+
+
+def test_the_run_table_shows_what_the_run_cost(edited, run):
+    assert "FLOP an example" not in write_report(run).read_text()  # an older result
+
+    def add_costs(result):
+        result["num_active_dense_parameters"] = 654_321
+        result["flops_per_example"] = 2_469_134.25
+        result["table_bytes_per_example"] = 1_500.4
+        result["wire_bytes_per_step"] = 0.0
+        result["mfu"] = 0.4123
+
+    text = Page(edited("result.json", add_costs)).text
+    for words in (
+        "active dense parameters 654,321",
+        "FLOP an example, forward 2,469,134",
+        "bytes of table rows an example, training 1,500",
+        "model FLOPs utilisation 41.2%",
+    ):
+        assert words in text, words
+    assert "bytes a device sends" not in text  # one device

@@ -1,14 +1,16 @@
 """Compares finished runs: mean and spread over seeds, differences with intervals.
 
-Reads `config.json` and `result.json` of the run folders. Runs whose configurations
-differ in `train.seed` (or in what decides no result, such as `observe`) are one model;
-every model is compared with the baseline.
+Reads `config.json`, `result.json` and `predictions.parquet` of the run folders. Runs
+whose configurations differ in `train.seed` (or in what decides no result, such as
+`observe`) are one model; every model is compared with one or more baselines. Two models
+whose runs all have predictions get bootstrap intervals over test examples and seeds,
+others t intervals over seeds (`rankax.metrics.difference`).
 
     python -m rankax.compare runs/dnn-* runs/dcnv2-* --metric=ctr/auc,ctr/log_loss
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import itertools
 import json
@@ -20,14 +22,21 @@ import sys
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from rankax.config.base import difference as config_difference
 from rankax.config.base import suggest
 from rankax.config.experiment import NOT_OF_THE_RUN
 from rankax.metrics import task_metrics
-
-LEVEL = 0.95
+from rankax.metrics.difference import (
+    LEVEL,
+    Difference,
+    over_examples_and_seeds,
+    over_seeds,
+)
+from rankax.observe.comparison import render
+from rankax.observe.console import Console
+from rankax.training import resampling
+from rankax.training.predictions import FILE_NAME, PredictionsError
 
 # What may differ between runs of one model: the seed, and the same things that may
 # differ when a run is continued.
@@ -54,6 +63,11 @@ class Run:
     def metric(self, name: str) -> float:
         """Returns a metric of the test split."""
         metrics = self.result["metrics"]
+        if not metrics:
+            raise CompareError(
+                f"{self.folder} has not read its test split (eval.test=False); run the "
+                "same command with --config.eval.test=True to complete it"
+            )
         if name not in metrics:
             raise CompareError(
                 f"{self.folder} has no test metric {name!r}; "
@@ -80,26 +94,16 @@ class Model:
         """Returns the metric of every run, float64 [seeds]."""
         return np.array([run.metric(metric) for run in self.runs], np.float64)
 
-    def mean(self, read: Callable[[dict[str, Any]], float]) -> float:
-        """Returns the mean of a number in `result.json`."""
-        return float(np.mean([read(run.result) for run in self.runs]))
+    @property
+    def has_predictions(self) -> bool:
+        """Whether every run has predictions of its test split."""
+        return all((run.folder / FILE_NAME).is_file() for run in self.runs)
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """Mean difference to the baseline and its t interval.
-
-    Attributes:
-        value: mean of the model minus mean of the baseline.
-        low: lower end of the interval; nan if there is none.
-        high: upper end.
-        method: how the interval was made, or why there is none.
-    """
-
-    value: float
-    low: float
-    high: float
-    method: str
+    def mean(self, key: str) -> float | None:
+        """Returns the mean of a number of `result.json`; None if a run lacks it."""
+        values = [run.result.get(key) for run in self.runs]
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if len(known) == len(values) else None
 
 
 # ---------------------------------------------------------------- reading
@@ -200,91 +204,143 @@ def check_same_data(runs: Sequence[Run]) -> None:
             )
 
 
-# ---------------------------------------------------------------- statistics
-
-
-def difference(
-    values: np.ndarray, baseline: np.ndarray, *, paired: bool, level: float = LEVEL
-) -> Difference:
-    """Returns the difference of two means over seeds with its t interval.
-
-    Args:
-        values: [n] of the model.
-        baseline: [m] of the baseline.
-        paired: n = m runs with the same seeds in the same order: the interval is that
-            of the mean of their differences; else Welch's (unequal variances).
-        level: coverage of the interval.
-    """
-    value = float(values.mean() - baseline.mean())
-    if min(len(values), len(baseline)) < 2:
-        nan = float("nan")
-        return Difference(
-            value=value, low=nan, high=nan, method="no interval: one seed"
-        )
-    if paired:
-        error = float(np.std(values - baseline, ddof=1)) / math.sqrt(len(values))
-        freedom = len(values) - 1.0
-        method = f"paired t, {len(values)} seeds"
-    else:
-        parts = [np.var(v, ddof=1) / len(v) for v in (values, baseline)]
-        error = math.sqrt(sum(parts))
-        below = sum(
-            p**2 / (len(v) - 1) for p, v in zip(parts, (values, baseline), strict=True)
-        )
-        freedom = sum(parts) ** 2 / below if below else 1.0
-        method = f"Welch t, {len(values)} and {len(baseline)} seeds"
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
-    return Difference(value=value, low=value - half, high=value + half, method=method)
+# ---------------------------------------------------------------- comparing
 
 
 def compare(
-    models: Sequence[Model], *, metrics: Sequence[str], baseline: Model
+    models: Sequence[Model],
+    *,
+    metrics: Sequence[str],
+    baselines: Sequence[Model],
+    unit: str,
+    console: Console,
 ) -> dict[str, Any]:
-    """Returns the comparison as JSON values; `render` makes the table of it."""
-    rows = []
-    for model in models:
-        row: dict[str, Any] = {
-            "model": model.label,
-            "runs": [str(run.folder) for run in model.runs],
-            "seeds": list(model.seeds),
-            "metrics": {},
-            "best_validation": None,
-            "examples_per_second": model.mean(lambda r: r["examples_per_second"]),
-            "num_dense_parameters": model.runs[0].result["num_dense_parameters"],
-            "num_table_parameters": model.runs[0].result["num_table_parameters"],
-        }
-        best = [run.result["best_validation"] for run in model.runs]
-        values = [b["value"] for b in best]
-        if None not in values:
-            row["best_validation"] = {
-                "metric": best[0]["metric"],
-                "mean": float(np.mean(values)),
-            }
-        for name in metrics:
-            values = model.values(name)
-            cell: dict[str, Any] = {
-                "values": values.tolist(),
-                "mean": float(values.mean()),
-                "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-            }
-            if model is not baseline:
-                delta = difference(
-                    values, baseline.values(name), paired=model.seeds == baseline.seeds
+    """Returns the comparison as JSON values; `render` makes the table of it.
+
+    Args:
+        models: rows.
+        metrics: of the test split.
+        baselines: models that every other one is compared with.
+        unit: what is resampled: "examples", "groups", or "seeds" for t intervals alone.
+        console: progress.
+    """
+    cells = {(m.label, name): _cell(m.values(name)) for m in models for name in metrics}
+    draws, num_resamples = {}, 0
+    if unit != "seeds":
+        draws, num_resamples = resample(models, metrics, unit=unit, console=console)
+    compared = set()
+    for model, baseline in itertools.product(models, baselines):
+        for name in metrics if model is not baseline else ():
+            values, other = model.values(name), baseline.values(name)
+            keys = (model.label, name), (baseline.label, name)
+            paired = model.seeds == baseline.seeds
+            if keys[0] in draws and keys[1] in draws:
+                resampled = draws[keys[0]], draws[keys[1]]
+                delta = over_examples_and_seeds(
+                    values, other, *resampled, paired=paired, unit=unit
                 )
-                cell["difference"] = {
-                    "value": delta.value,
-                    "low": None if math.isnan(delta.low) else delta.low,
-                    "high": None if math.isnan(delta.high) else delta.high,
-                    "method": delta.method,
-                }
-            row["metrics"][name] = cell
-        rows.append(row)
+            else:
+                delta = over_seeds(values, other, paired=paired)
+            cells[model.label, name]["differences"][baseline.label] = {
+                "value": delta.value,
+                "low": None if math.isnan(delta.low) else delta.low,
+                "high": None if math.isnan(delta.high) else delta.high,
+                "method": delta.method,
+                "sign": delta.sign,
+                "verdict": verdict(delta, name, model.label, baseline.label),
+            }
+            if delta.is_of_models:
+                compared.add((name, *sorted((model.label, baseline.label))))
     return {
         "metrics": list(metrics),
-        "baseline": baseline.label,
+        "higher_is_better": {name: _is_higher_better(name) for name in metrics},
+        "baselines": [baseline.label for baseline in baselines],
         "level": LEVEL,
+        "num_comparisons": len(compared),
+        "resampled": unit,
+        "num_resamples": num_resamples,
+        "without_predictions": [m.label for m in models if not m.has_predictions],
         "oracle": _oracle(models, metrics),
-        "models": rows,
+        "models": [
+            _row(m) | {"metrics": {name: cells[m.label, name] for name in metrics}}
+            for m in models
+        ],
+    }
+
+
+def resample(
+    models: Sequence[Model], metrics: Sequence[str], *, unit: str, console: Console
+) -> tuple[dict[tuple[str, str], np.ndarray], int]:
+    """Returns (model, metric) -> [seeds, R] on the same R resamples of the test split.
+
+    Models without predictions of every run are left out; R is 0 if fewer than two
+    remain.
+    """
+    models = [model for model in models if model.has_predictions]
+    if len(models) < 2:
+        return {}, 0
+    runs = [run for model in models for run in model.runs]
+    resampled = resampling.resample(
+        [run.folder for run in runs],
+        [run.result["metrics"] for run in runs],
+        metrics,
+        groups=unit == "groups",
+        console=console,
+    )
+    borders = np.cumsum([len(model.runs) for model in models])[:-1]
+    return {
+        (model.label, name): own
+        for name, values in resampled.values.items()
+        for model, own in zip(models, np.split(values, borders), strict=True)
+    }, resampled.num
+
+
+def verdict(delta: Difference, metric: str, model: str, baseline: str) -> str:
+    """Says in words what the interval says of two models."""
+    higher_is_better = _is_higher_better(metric)
+    if not delta.sign:
+        return "cannot tell"
+    if higher_is_better is None:
+        return f"{model} and {baseline} differ"
+    if (delta.sign > 0) == higher_is_better:
+        return f"{model} beats {baseline}"
+    return f"{baseline} beats {model}"
+
+
+def _is_higher_better(metric: str) -> bool | None:
+    try:
+        return task_metrics.higher_is_better(metric)
+    except ValueError:  # a metric without a direction, such as calibration
+        return None
+
+
+def _cell(values: np.ndarray) -> dict[str, Any]:
+    return {
+        "values": values.tolist(),
+        "mean": float(values.mean()),
+        "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
+        "differences": {},
+    }
+
+
+def _row(model: Model) -> dict[str, Any]:
+    best = [run.result["best_validation"] for run in model.runs]
+    values = [b["value"] for b in best]
+    keys = (
+        "num_dense_parameters",
+        "num_active_dense_parameters",
+        "num_table_parameters",
+        "flops_per_example",
+    )
+    return {
+        "model": model.label,
+        "runs": [str(run.folder) for run in model.runs],
+        "seeds": list(model.seeds),
+        "best_validation": None
+        if None in values
+        else {"metric": best[0]["metric"], "mean": float(np.mean(values))},
+        "examples_per_second": model.mean("examples_per_second"),
+        **{key: model.runs[0].result.get(key) for key in keys},
     }
 
 
@@ -300,95 +356,6 @@ def _oracle(models: Sequence[Model], metrics: Sequence[str]) -> dict[str, float]
     return oracle
 
 
-# ---------------------------------------------------------------- printing
-
-
-def render(comparison: dict[str, Any], *, markdown: bool = False) -> str:
-    """Returns the comparison as an aligned text or Markdown table."""
-    metrics = comparison["metrics"]
-    header = ["model", "seeds"]
-    for name in metrics:
-        header += [f"test {name}{_arrow(name)}", f"minus {comparison['baseline']}"]
-    header += ["interval", "best validation", "examples/s"]
-    header += ["dense params", "table params"]
-    lines = [header]
-    for row in comparison["models"]:
-        cells = [row["model"], str(len(row["seeds"]))]
-        method = "baseline"
-        for name in metrics:
-            cell = row["metrics"][name]
-            spread = "" if cell["sd"] is None else f" ± {cell['sd']:.5f}"
-            delta = cell.get("difference")
-            cells += [f"{cell['mean']:.5f}{spread}", _delta(name, delta)]
-            method = delta["method"] if delta else method
-        best = row["best_validation"]
-        cells += [
-            method,
-            f"{best['metric']} {best['mean']:.5f}" if best else "–",
-            f"{row['examples_per_second']:,.0f}",
-            _count(row["num_dense_parameters"]),
-            _count(row["num_table_parameters"]),
-        ]
-        lines.append(cells)
-    if comparison["oracle"]:
-        cells = ["oracle", ""]
-        for name in metrics:
-            value = comparison["oracle"].get(name)
-            cells += ["–" if value is None else f"{value:.5f}", ""]
-        lines.append(cells + [""] * 5)
-    table = _markdown(lines) if markdown else _aligned(lines)
-    note = (
-        "mean ± standard deviation over seeds; difference with "
-        f"[{comparison['level']:.0%} interval] over seeds, on one test split; "
-        "* = the interval excludes 0"
-    )
-    return f"{table}\n\n{note}"
-
-
-def _arrow(metric: str) -> str:
-    try:
-        return " ↑" if task_metrics.higher_is_better(metric) else " ↓"
-    except ValueError:  # a metric without a direction, such as calibration
-        return ""
-
-
-def _delta(metric: str, delta: dict[str, Any] | None) -> str:
-    if delta is None:
-        return "–"
-    text = f"{delta['value']:+.5f}"
-    if delta["low"] is None:
-        return text
-    text += f" [{delta['low']:+.5f}, {delta['high']:+.5f}]"
-    if delta["low"] <= 0 <= delta["high"]:
-        return text
-    arrow = _arrow(metric)
-    if not arrow:
-        return f"{text} *"
-    return f"{text} * {'better' if (delta['value'] > 0) == ('↑' in arrow) else 'worse'}"
-
-
-def _count(number: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g} {unit}"
-    return f"{number:g}"
-
-
-def _aligned(lines: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = [
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([texts[0], rule, *texts[1:]])
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    rule = ["---", *["--:"] * (len(lines[0]) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
-
-
 # ---------------------------------------------------------------- program
 
 
@@ -397,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rankax.compare",
         description="Compares finished runs: mean ± sd over seeds, and the difference "
-        "of each model to the baseline with a 95% interval. Runs whose configurations "
+        "of each model to the baselines with a 95% interval. Runs whose configurations "
         "differ in train.seed alone are one model.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
@@ -408,7 +375,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "default: the one that chose the first run's best checkpoint",
     )
     parser.add_argument(
-        "--baseline", default="", help="model of the table; default: the first"
+        "--baseline",
+        default="",
+        help="models of the table, separated by commas; default: the first",
+    )
+    parser.add_argument(
+        "--resample",
+        choices=("examples", "groups", "seeds"),
+        default="examples",
+        help="what the interval varies beside the seeds, for runs with predictions: "
+        "test examples, or whole groups (users) of them; seeds: nothing, a t interval",
     )
     parser.add_argument("--json", default="", metavar="PATH", help="write JSON as well")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
@@ -422,16 +398,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_same_data(runs)
         models = group(runs)
         by_label = {model.label: model for model in models}
-        baseline = by_label.get(args.baseline or models[0].label)
-        if baseline is None:
-            raise CompareError(
-                f"--baseline={args.baseline!r} is no model of these runs; "
-                f"{suggest(args.baseline, tuple(by_label))}"
-            )
+        baselines = dict.fromkeys(args.baseline.split(",") if args.baseline else [])
+        for name in baselines:
+            if name not in by_label:
+                raise CompareError(
+                    f"--baseline: {name!r} is no model of these runs; "
+                    f"{suggest(name, tuple(by_label))}"
+                )
         metrics = [name for name in args.metric.split(",") if name]
         metrics = metrics or [runs[0].result["best_validation"]["metric"]]
-        comparison = compare(models, metrics=metrics, baseline=baseline)
-    except CompareError as error:
+        with Console(stream=sys.stderr) as console:
+            comparison = compare(
+                models,
+                metrics=metrics,
+                baselines=[by_label[name] for name in baselines] or models[:1],
+                unit=args.resample,
+                console=console,
+            )
+    except (CompareError, PredictionsError) as error:
         sys.exit(f"compare: {error}")
     print(render(comparison, markdown=args.markdown))
     if args.json:

@@ -9,6 +9,7 @@ from rankax.config.experiment import ExperimentConfig
 from rankax.metrics.slices import SliceMetrics
 from rankax.metrics.task_metrics import TaskMetrics
 from rankax.observe.writers import MetricsWriter
+from rankax.training.predictions import FILE_NAME, PredictionWriter
 
 
 def config_dict(*, model="DCNv2Config", seed=0, **backbone):
@@ -126,6 +127,37 @@ def write_run(
     }
     (folder / "result.json").write_text(json.dumps(result))
     return folder
+
+
+def write_predictions(
+    folder, *, skill, seed=0, num=400, tasks=("ctr",), has_groups=True
+):
+    """Writes predictions.parquet and their metrics into a run of `write_run`.
+
+    All runs see the same examples; those of a larger skill tell positives better.
+    """
+    folder = pathlib.Path(folder)
+    examples, own = np.random.default_rng(11), np.random.default_rng(seed)
+    labels = (examples.random((num, len(tasks))) < 0.3).astype(np.float32)
+    noise = examples.normal(size=(num, 1)) + own.normal(0, 0.3, (num, len(tasks)))
+    logits = (skill * labels + noise - 1).astype(np.float32)
+    arrays = {"labels": labels, "weight": np.ones(num, np.float32)}
+    if has_groups:
+        arrays["group"] = examples.integers(0, num // 10, num)
+    writer = PredictionWriter(folder / FILE_NAME, tasks)
+    writer.write(logits, arrays)
+    writer.close()
+    result = json.loads((folder / "result.json").read_text())
+    for t, task in enumerate(tasks):
+        state = TaskMetrics(
+            exact_auc=False, has_group=has_groups, has_true_probability=False
+        )
+        state.update(
+            logits[:, t], labels[:, t], np.ones(num), group=arrays.get("group")
+        )
+        values = plain(state.result(interval=False))
+        result["metrics"] |= {f"{task}/{name}": v for name, v in values.items()}
+    (folder / "result.json").write_text(json.dumps(result))
 
 
 def write_curves(folder, *, tasks):

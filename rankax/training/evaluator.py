@@ -8,21 +8,18 @@ from typing import Any
 
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rankax.config.experiment import ExperimentConfig
 from rankax.data import lanes
 from rankax.data.source import SplitSource
 from rankax.embeddings import counters
-from rankax.metrics import binary, slices
+from rankax.metrics import slices
 from rankax.metrics.slices import SliceMetrics
 from rankax.metrics.task_metrics import TaskMetrics, mean_over_tasks
 from rankax.observe.console import Console
+from rankax.training.predictions import PredictionWriter
 from rankax.training.state import TrainState
 from rankax.training.step import Steps
-
-PREDICTIONS = "predictions.parquet"
 
 _IN_FLIGHT = 2  # batches given to the devices ahead of the one being read back
 
@@ -85,7 +82,7 @@ def evaluate(
         source, batch_size=batch_size, lanes=config.data.lanes
     )
     track = console.track(f"evaluate {source.name}", total=total)
-    writer = _PredictionWriter(predictions, schema.tasks) if predictions else None
+    writer = PredictionWriter(predictions, schema.tasks) if predictions else None
     scored = _scores(steps, state, source, config, batch_size)
     total = None
     for number, (logits, counts, arrays) in enumerate(scored, 1):
@@ -182,33 +179,3 @@ def _scores(
             yield *jax.device_get(scored), arrays
     for scored, arrays in waiting:
         yield *jax.device_get(scored), arrays
-
-
-class _PredictionWriter:
-    """Streams `<task>/label`, `<task>/probability`, ... of real examples to Parquet."""
-
-    def __init__(self, path: pathlib.Path, tasks: tuple[str, ...]):
-        self._path = path
-        self._draft = path.with_name(path.name + ".part")
-        self._tasks = tasks
-        self._file: pq.ParquetWriter | None = None
-
-    def write(self, logits: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-        real = arrays["weight"] > 0
-        columns = {}
-        for t, task in enumerate(self._tasks):
-            columns[f"{task}/label"] = arrays["labels"][real, t].astype(np.int8)
-            columns[f"{task}/probability"] = binary.probability(logits[real, t])
-            if "true_probability" in arrays:
-                true = arrays["true_probability"][real, t]
-                columns[f"{task}/true_probability"] = true
-        columns["weight"] = arrays["weight"][real]
-        table = pa.table(columns)
-        file = self._file or pq.ParquetWriter(self._draft, table.schema)
-        file.write_table(table)
-        self._file = file
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._draft.replace(self._path)

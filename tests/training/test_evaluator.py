@@ -15,11 +15,13 @@ from rankax.config.synthetic import SyntheticConfig
 from rankax.data import card as cards
 from rankax.data import synthetic
 from rankax.evaluate import evaluate
+from rankax.metrics import bootstrap
 from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
 from rankax.observe.console import Console
 from rankax.observe.writers import read_metrics
 from rankax.train import NonFiniteError, train
+from rankax.training import resampling
 from rankax.training.evaluator import tell_worst_slices
 from rankax.training.setup import set_up
 
@@ -60,8 +62,12 @@ def test_every_metric_can_be_recomputed_from_the_predictions(finished):
         true = np.array(table[f"{task}/true_probability"])
         got = {
             k: result["metrics"][f"{task}/{k}"]
-            for k in ("auc", "log_loss", "calibration")
+            for k in ("auc", "log_loss", "calibration", "gauc")
         }
+        groups = [np.array(table["group"]) == g for g in set(table["group"])]
+        mixed = [own for own in groups if 0 < label[own].mean() < 1]
+        areas = [own.sum() * sk.roc_auc_score(label[own], p[own]) for own in mixed]
+        assert got["gauc"] == pytest.approx(sum(areas) / sum(map(np.sum, mixed)))
         assert got["auc"] == pytest.approx(
             sk.roc_auc_score(label, p),
             abs=result["metrics"][f"{task}/auc_bound"] + 1e-12,
@@ -71,6 +77,19 @@ def test_every_metric_can_be_recomputed_from_the_predictions(finished):
         oracle = result["metrics"][f"{task}/oracle_auc"]
         assert oracle == pytest.approx(sk.roc_auc_score(label, true), abs=1e-4)
         assert result["metrics"][f"{task}/num_examples"] == 1_333
+
+
+def test_the_predictions_can_be_resampled(finished):
+    _, folder, result = finished
+    names = [f"ctr/{name}" for name in bootstrap.NAMES] + ["ctr/calibration"]
+    resampled = resampling.resample(
+        [folder, folder], [result["metrics"]] * 2, names, groups=True, console=Console()
+    )
+    assert resampled.num == 1_000 and resampled.values.keys() == set(names[:-1])
+    for name, values in resampled.values.items():
+        np.testing.assert_array_equal(*values)
+        low, high = np.quantile(values[0], [0.025, 0.975])
+        assert low < result["metrics"][name] < high
 
 
 def test_the_result_has_the_promised_keys(finished):
@@ -94,9 +113,14 @@ def test_the_result_has_the_promised_keys(finished):
         "model",
         "dataset",
         "num_dense_parameters",
+        "num_active_dense_parameters",
         "num_table_parameters",
+        "flops_per_example",
+        "table_bytes_per_example",
+        "wire_bytes_per_step",
     ]:
         assert key in result, key
+    assert result["mfu"] is None  # nobody tells the peak of a CPU
     assert result["examples_seen"] == 8_000  # the padded last batch counts as it is
     assert result["step"] == 32 and result["epoch"] == pytest.approx(1.0)
     assert result["seed"] == config.train.seed
@@ -104,7 +128,7 @@ def test_the_result_has_the_promised_keys(finished):
 
 
 def test_the_run_folder_holds_curves_events_and_a_report(finished):
-    _, folder, _ = finished
+    _, folder, result = finished
     lines = read_metrics(folder)
     assert [x["split"] for x in lines] == [
         "train",
@@ -113,6 +137,10 @@ def test_the_run_folder_holds_curves_events_and_a_report(finished):
         "test",
     ]
     assert lines[0]["loss"] > 0 and 0 <= lines[0]["input_wait"] <= 1
+    rate = 3 * result["flops_per_example"] * lines[0]["examples_per_second"] / 1e12
+    num_devices = result["hardware"]["num_devices"]
+    assert lines[0]["tflops_per_second"] == pytest.approx(rate / num_devices)
+    assert "mfu" not in lines[0]
     assert list(folder.glob("events.out.tfevents.*"))
     assert "<svg" in (folder / "report.html").read_text()
 

@@ -265,8 +265,9 @@ class TableEngine:
         rows: Mapping[str, jax.Array],
         requests: Routes,
     ) -> dict[str, jax.Array]:
-        """Gives every id its row: role -> [B, K, D]; padding ids get zeros.
+        """Gives every id its row: role -> [B, K, D].
 
+        Padding ids get zeros, and so do columns whose table a role does not have.
         Differentiable in `stacks` and `rows`.
         """
         pieces: dict[str, list[tuple[tuple[int, ...], jax.Array]]] = {}
@@ -278,6 +279,13 @@ class TableEngine:
             ids = requests["stacks"][stack.name]
             embedded = stacks[stack.name].at[ids].get(mode="fill", fill_value=0)
             pieces.setdefault(stack.role, []).append((stack.columns, embedded))
+        for parts in pieces.values():
+            covered = {column for columns, _ in parts for column in columns}
+            rest = tuple(k for k in range(self.plan.num_columns) if k not in covered)
+            if rest:
+                some = parts[0][1]
+                zeros = jnp.zeros((len(some), len(rest), some.shape[-1]), some.dtype)
+                parts.append((rest, zeros))
         return {role: _in_column_order(parts) for role, parts in pieces.items()}
 
     def update(

@@ -48,10 +48,15 @@ class Oracle:
     def embed(
         self, role: str, column_tables: tuple[str, ...], ids: np.ndarray
     ) -> np.ndarray:
-        """Looks up [B, K] ids one column at a time -> [B, K, D]; -1 gives zeros."""
+        """Looks up [B, K] ids one column at a time -> [B, K, D].
+
+        Padding, -1, gives zeros, and so do tables that the role does not have.
+        """
+        dim = next(x.shape[1] for key, x in self.tables.items() if key[0] == role)
         columns = []
         for k, name in enumerate(column_tables):
-            rows = self.tables[role, name][np.maximum(ids[:, k], 0)]
+            table = self.tables.get((role, name), np.zeros((1 + ids.max(), dim)))
+            rows = table[np.maximum(ids[:, k], 0)]
             columns.append(np.where(ids[:, k, None] < 0, 0, rows))
         return np.stack(columns, axis=1)
 
@@ -64,7 +69,8 @@ class Oracle:
         """Does one step: applies role -> d loss / d embedded [B, K, D], in place."""
         self.step += 1
         for role, gradient in gradients.items():
-            for name in dict.fromkeys(column_tables):
+            own = [name for name in column_tables if (role, name) in self.tables]
+            for name in dict.fromkeys(own):
                 sums: dict[int, np.ndarray] = {}
                 for b, k in np.argwhere(ids >= 0):
                     if column_tables[k] == name:

@@ -223,8 +223,8 @@ def plan_tables(
 
     Raises:
         ConfigError: N does not divide S, two specs of one table in one role, widths
-            that differ inside a role, a column without a table, a table without a
-            column, or a table that is too large for 32-bit row ids.
+            that differ inside a role, a column without a table in any role, a table
+            without a column, or a table that is too large for 32-bit row ids.
     """
     shards = config.num_shards
     if shards % num_devices:
@@ -238,6 +238,12 @@ def plan_tables(
         if spec.name in names:
             raise ConfigError(f"table {spec.name!r} is asked for twice as {spec.role}")
         names[spec.name] = spec
+    missing = sorted(set(column_tables) - {spec.name for spec in specs})
+    if missing:
+        raise ConfigError(
+            f"a field uses table {missing[0]!r}, which the backbone does not declare "
+            "for any role"
+        )
     groups: list[RowGroup] = []
     stacks: list[ReplicatedStack] = []
     for role, names in by_role.items():
@@ -252,12 +258,6 @@ def plan_tables(
             raise ConfigError(
                 f"the backbone declares table {unused[0]!r} for role {role!r}, but no "
                 "field uses it"
-            )
-        missing = sorted(set(column_tables) - names.keys())
-        if missing:
-            raise ConfigError(
-                f"a field uses table {missing[0]!r}, which the backbone does not "
-                f"declare for role {role!r}"
             )
         limit = config.replicate_below_bytes
         small = [s for s in names.values() if s.num_rows * s.dim * 4 < limit]

@@ -35,12 +35,17 @@ def make_engine(
     sparse=OPTIMIZERS["rowwise_adagrad"],
     rows=ROWS,
     small=2000,
+    context=(),
     **options,
 ):
     specs = [
         TableSpec(name=name, role=role, num_rows=n, dim=dim, init_scale=0.1)
         for role, dim in (("embedding", 16), ("weight", 1))
         for name, n in rows.items()
+    ]
+    specs += [
+        TableSpec(name=name, role="context", num_rows=rows[name], dim=4, init_scale=0.1)
+        for name in context
     ]
     sample_ids = options.pop("sample_ids", None)
     options = {"num_shards": 64, "replicate_below_bytes": small} | options
@@ -165,6 +170,14 @@ class Checker:
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 def test_lookup_and_update_equal_the_dense_oracle(mesh, sparse):
     engine = make_engine(mesh, sparse=sparse)
+    train(engine, sparse, check=Checker(engine, sparse))
+
+
+def test_columns_whose_table_a_role_does_not_have_get_zeros():
+    sparse = OPTIMIZERS["sgd"]
+    engine = make_engine((2, 1), sparse=sparse, small=200, context=("item", "city"))
+    context = [part for part in engine.plan.parts if part.role == "context"]
+    assert [part.columns for part in context] == [(1, 2, 3), (4,)]  # sharded, copied
     train(engine, sparse, check=Checker(engine, sparse))
 
 

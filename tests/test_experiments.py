@@ -1,13 +1,21 @@
 """Every experiment makes a valid configuration; those on real data run from raw files."""
 
+import dataclasses
 import importlib
 import json
+import re
+import shlex
 
+from made_up import avazu as avazu_files
+from made_up import criteo as criteo_files
+from made_up import reczoo
 import pytest
 
 from data_pipelines import amazon, criteo, kuairand, movielens
 from experiments import arguments
 from rankax.config.base import ConfigError
+from rankax.config.experiment import ParquetConfig
+from rankax.data.source import load_card
 from rankax.models import base
 from rankax.models.backbones.dcnv2 import DCNv2Config
 from rankax.models.sequences.din import DINConfig
@@ -81,13 +89,94 @@ def test_every_model_and_history_makes_a_configuration_or_a_clear_error(file, mo
 
 
 @pytest.mark.parametrize(
-    "model", ["dcnv2", "deepfm", "dlrm", "dnn", "fm", "lr", "mc_mlcc"]
+    "model",
+    [
+        "autoint",
+        "dcnv2",
+        "deepfm",
+        "dlrm",
+        "dnn",
+        "finalmlp",
+        "fm",
+        "infnet",
+        "lr",
+        "mc_mlcc",
+        "rankmixer",
+        "tokenmixer_large",
+        "wukong",
+        "xdeepfm",
+    ],
 )
 def test_frappe_experiments_make_a_configuration(model):
     experiment = importlib.import_module(f"experiments.frappe.{model}")
     config = experiment.get_config()
     config.validate()
     assert type(config.model.backbone) is base.registered()[model]
+
+
+# Experiment -> number of fields, folder of the raw files and what makes them up.
+LEADERBOARD = {
+    "criteo_x4": (39, "criteo", criteo_files.write_published),
+    "avazu_x4": (24, "avazu", avazu_files.write_published),
+    "movielens_latest": (3, "MovielensLatest_x1", reczoo.write_movielens_latest),
+    "taobao_ad": (20, "TaobaoAd_x1", reczoo.write_taobao_ad),
+}
+
+
+@pytest.mark.parametrize("name", LEADERBOARD)
+def test_leaderboard_settings_make_configurations(name):
+    experiment = importlib.import_module(f"experiments.{name}")
+    made = []
+    for model in experiment.settings():
+        config = experiment.get_config(model)
+        config.validate()
+        backbone = config.model.backbone
+        assert type(backbone) is base.registered()[model.removesuffix("_plus")]
+        assert backbone.tables({"a": 7}, num_tasks=1)
+        made.append(json.dumps(config.to_dict()))
+    assert len(set(made)) == len(made), "two names mean the same run"
+    assert experiment.get_config() == experiment.get_config("dcnv2")
+    with pytest.raises(ConfigError, match=r"'dcn2' has no setting .* mean 'dcnv2'"):
+        experiment.get_config("dcn2")
+
+
+@pytest.mark.parametrize("name", LEADERBOARD)
+def test_leaderboard_commands_lead_from_published_files_to_a_result(
+    name, tmp_path, monkeypatch
+):
+    num_fields, folder, write = LEADERBOARD[name]
+    experiment = importlib.import_module(f"experiments.{name}")
+    (tmp_path / folder).mkdir()
+    write(tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(
+        r"^python -m (data_pipelines(?:.*\\\n)*.*)$",
+        experiment.__doc__ or "",
+        flags=re.M,
+    )
+    pipeline, *flags = shlex.split(command.replace("\\\n", ""))
+    importlib.import_module(pipeline).main(flags)
+
+    config = experiment.get_config("lr")  # which compiles quickly
+    assert isinstance(config.data.source, ParquetConfig)
+    card = load_card(config.data.source)
+    assert len(config.data.fields or card.fields) == num_fields
+    config.train.num_epochs, config.train.num_steps = 0, 2
+    config.train.batch_size = config.eval.batch_size = 64
+    config.observe.tensorboard = config.observe.report = False
+    result = train(config, "run")
+    assert 0 < result["metrics"]["ctr/auc"] < 1
+    assert result["metrics"]["ctr/num_examples"] == card.splits["test"].num_rows
+
+
+def test_taobao_ad_din_has_its_own_settings():
+    from experiments import taobao_ad
+
+    config = taobao_ad.get_config("dnn-din")
+    config.validate()
+    assert config.model.sequence == DINConfig(hidden_dims=(512, 256))
+    plain = taobao_ad.get_config("dnn").model.backbone
+    assert config.model.backbone == dataclasses.replace(plain, dropout=0.1)
 
 
 def test_the_part_after_the_colon_names_model_and_history():

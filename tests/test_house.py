@@ -109,9 +109,7 @@ def test_ten_lines_of_contributing_are_a_working_model(monkeypatch):
     config = base.named_config("bi", embedding_dim=2)
     (table,) = config.tables({"user": 7}, num_tasks=1)
     assert (table.num_rows, table.dim) == (7, 2)
-    inputs = base.InputSpec(
-        tokens=("a", "b", "c"), dims={"embedding": 2}, num_numeric=0, num_tasks=1
-    )
+    inputs = base.InputSpec(tokens=("a", "b", "c"), dims={"embedding": 2}, num_tasks=1)
     backbone = base.build_backbone(config, inputs, rngs=nnx.Rngs(0))
     e = jnp.array([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])
     pairs = [1 * 3 + 1 * 5 + 3 * 5, 2 * 4 + 2 * 6 + 4 * 6]

@@ -11,6 +11,6 @@ from rankax.models.backbones.tokenmixer_large import TokenMixerLargeConfig
 
 def get_config(arg: str = "") -> ExperimentConfig:
     backbone = TokenMixerLargeConfig(
-        embedding_dim=10, token_dim=64, num_tokens=8, num_blocks=2, expansion=2
+        embedding_dim=10, token_dim=32, num_tokens=8, num_blocks=2, dropout=0.2
     )
     return frappe(backbone, table_l2=0.05)

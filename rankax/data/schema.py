@@ -132,12 +132,22 @@ class Schema:
         return tuple(field for field in self.fields if isinstance(field, kinds))
 
     @property
+    def numeric_names(self) -> tuple[str, ...]:
+        """Names of the N columns of `numeric`; "<field>/<place>" in a vector."""
+        names: list[str] = []
+        for field in self.numeric:
+            is_vector = isinstance(field, VectorField)
+            names += (
+                [f"{field.name}/{place}" for place in range(field.width)]
+                if is_vector
+                else [field.name]
+            )
+        return tuple(names)
+
+    @property
     def num_numeric(self) -> int:
         """N, the columns of `numeric`."""
-        return sum(
-            field.width if isinstance(field, VectorField) else 1
-            for field in self.numeric
-        )
+        return len(self.numeric_names)
 
     @property
     def sequences(self) -> tuple[SequenceField, ...]:

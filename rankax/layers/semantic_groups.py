@@ -19,16 +19,17 @@ from rankax.config.base import ConfigError, suggest
 from rankax.layers.linear import XAVIER_UNIFORM, linear
 
 
-def flat_inputs(tokens: Sequence[str], dim: int, num_numeric: int) -> dict[str, int]:
+def flat_inputs(
+    tokens: Sequence[str], dim: int, numeric: Sequence[str]
+) -> dict[str, int]:
     """Returns name -> width of the pieces of a flat input vector, in its order.
 
     Args:
         tokens: names of the embedded tokens.
         dim: D of each.
-        num_numeric: N values after them, called "numeric/<place>".
+        numeric: names of the values after them.
     """
-    numeric = {f"numeric/{place}": 1 for place in range(num_numeric)}
-    return dict.fromkeys(tokens, dim) | numeric
+    return dict.fromkeys(tokens, dim) | dict.fromkeys(numeric, 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -120,7 +120,8 @@ class InputSpec:
         tokens: names of the F embedded fields and sequence columns, and
             "<field>/<place>" for the places of a list that is not combined.
         dims: role -> D.
-        num_numeric: N.
+        numeric: names of the N numbers: numeric fields, and "<field>/<place>" for the
+            places of a vector.
         num_tasks: T.
         sequences: shapes of `Features.sequences`.
         dtype: of the operands of matrix products; None = as they come (float32).
@@ -128,8 +129,8 @@ class InputSpec:
 
     tokens: tuple[str, ...]
     dims: Mapping[str, int]
-    num_numeric: int
     num_tasks: int
+    numeric: tuple[str, ...] = ()
     sequences: tuple[SequenceSpec, ...] = ()
     dtype: DTypeLike | None = None
 
@@ -137,6 +138,11 @@ class InputSpec:
     def num_fields(self) -> int:
         """F."""
         return len(self.tokens)
+
+    @property
+    def num_numeric(self) -> int:
+        """N."""
+        return len(self.numeric)
 
     def flat_dim(self, role: str = "embedding") -> int:
         """Width of `Features.flatten`: F·D + N."""

@@ -69,7 +69,7 @@ class Ranker(nnx.Module):
         self.inputs = InputSpec(
             tokens=tuple(name for slot in schema.slots for name in _tokens(slot)),
             dims=dict(dims),
-            num_numeric=schema.num_numeric,
+            numeric=schema.numeric_names,
             num_tasks=len(schema.tasks),
             sequences=tuple(
                 SequenceSpec(

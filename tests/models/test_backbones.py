@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_module import randomized, run
 
 from rankax.config.base import ConfigError
 from rankax.layers.cross import CrossNet
@@ -25,7 +26,7 @@ def count(module):
 
 def inputs(num_fields, dim):
     names = tuple(f"f{i}" for i in range(num_fields))
-    return InputSpec(tokens=names, dims={"embedding": dim}, num_numeric=0, num_tasks=1)
+    return InputSpec(tokens=names, dims={"embedding": dim}, num_tasks=1)
 
 
 def det(shape, a, c):
@@ -43,8 +44,10 @@ def test_mc_mlcc_equals_the_official_module_on_the_conformance_vector():
             concat_layers=(0, 1),
             compressed_dim=4,
         )
-        crossing = LayeredCrossing(config, 5, rngs=nnx.Rngs(0))
-        gate = FieldGate(5, rngs=nnx.Rngs(0))
+        crossing = randomized(
+            lambda: LayeredCrossing(config, 5, width_out=4, rngs=nnx.Rngs(0))
+        )
+        gate = randomized(lambda: FieldGate(5, rngs=nnx.Rngs(0)))
         per_channel = [det((15, 16), 0.11, 0.5), det((15, 16), 0.13, 0.5)]
         crossing.global_compressor.set_value(
             jnp.stack([w.reshape(5, 3, 2, 8) for w in per_channel])
@@ -54,7 +57,7 @@ def test_mc_mlcc_equals_the_official_module_on_the_conformance_vector():
         gate.squeeze.bias.set_value(jnp.zeros(2))
         gate.excite.kernel.set_value(jnp.asarray(det((2, 5), 0.19, 0.4)))
         gate.excite.bias.set_value(jnp.zeros(5))
-        out = np.asarray(gate(crossing(jnp.asarray(det((2, 5, 6), 0.7, 1.0)))))
+        out = np.asarray(run(gate, run(crossing, det((2, 5, 6), 0.7, 1.0))))
     assert out.dtype == np.float64
     assert out.sum() == pytest.approx(0.225546795909, abs=1e-11)
     assert (out**2).sum() == pytest.approx(3.224428604773, abs=1e-11)
@@ -84,7 +87,7 @@ def test_mc_mlcc_has_the_published_parameter_counts(num_fields, widths, counts):
 
 def test_mc_mlcc_starts_with_the_official_spread():
     config = MCMLCCConfig(num_channels=2)
-    crossing = LayeredCrossing(config, 39, rngs=nnx.Rngs(0))
+    crossing = LayeredCrossing(config, 39, width_out=8, rngs=nnx.Rngs(0))
     gc = np.asarray(crossing.global_compressor[...])
     assert gc.std() == pytest.approx((2 / (39 * 16 + 4 * 68)) ** 0.5, rel=0.02)
     lc = np.asarray(crossing.local_compressor[...])
@@ -161,7 +164,7 @@ def make_features(dims, *, num_numeric, batch=4, num_fields=3):
     spec = InputSpec(
         tokens=tuple(f"f{i}" for i in range(num_fields)),
         dims=dims,
-        num_numeric=num_numeric,
+        numeric=tuple(f"x{i}" for i in range(num_numeric)),
         num_tasks=dims.get("weight", 1),
     )
     return Features(

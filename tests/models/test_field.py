@@ -69,7 +69,10 @@ def make_inputs(*, num_fields=3, num_numeric=0, num_tasks=1, **dims):
     dims = dims or {"embedding": 4}
     tokens = tuple(f"f{i}" for i in range(num_fields))
     return InputSpec(
-        tokens=tokens, dims=dims, num_numeric=num_numeric, num_tasks=num_tasks
+        tokens=tokens,
+        dims=dims,
+        numeric=tuple(f"x{i}" for i in range(num_numeric)),
+        num_tasks=num_tasks,
     )
 
 
@@ -504,9 +507,7 @@ def test_parameters_are_those_of_the_leaderboard(rows, num_fields, config, publi
     specs = config.tables(rows, num_tasks=1)
     dims = {spec.role: spec.dim for spec in specs}
     fields = [*rows, *range(num_fields - len(rows))]
-    inputs = InputSpec(
-        tokens=tuple(map(str, fields)), dims=dims, num_numeric=0, num_tasks=1
-    )
+    inputs = InputSpec(tokens=tuple(map(str, fields)), dims=dims, num_tasks=1)
     tables = sum(spec.num_rows * spec.dim for spec in specs)
     assert dense_parameters(config, inputs) + tables == published
 

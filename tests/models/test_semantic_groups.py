@@ -5,7 +5,9 @@ import pytest
 from rankax.config.base import ConfigError
 from rankax.layers.semantic_groups import SemanticGroups, flat_inputs
 
-INPUTS = flat_inputs(("user", "item", "tags/0", "tags/1"), 2, 2)
+INPUTS = flat_inputs(
+    ("user", "item", "tags/0", "tags/1"), 2, ("numeric/0", "numeric/1")
+)
 
 
 def test_inputs_are_tokens_and_then_numbers():

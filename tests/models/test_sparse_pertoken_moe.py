@@ -139,9 +139,7 @@ def test_a_router_that_always_chooses_the_same_is_seen():
 
 
 def test_the_model_passes_on_penalty_and_metrics_of_all_stages():
-    spec = InputSpec(
-        tokens=("a", "b", "c"), dims={"embedding": 2}, num_numeric=0, num_tasks=1
-    )
+    spec = InputSpec(tokens=("a", "b", "c"), dims={"embedding": 2}, num_tasks=1)
     config = TokenMixerLargeConfig(
         token_dim=4, num_blocks=1, num_experts=4, num_active_experts=3
     )

@@ -21,9 +21,7 @@ from rankax.parallel import mesh as meshes
 from rankax.parallel import rules
 
 BATCH = 8
-SPEC = InputSpec(
-    tokens=("a", "b", "c"), dims={"embedding": 4}, num_numeric=0, num_tasks=1
-)
+SPEC = InputSpec(tokens=("a", "b", "c"), dims={"embedding": 4}, num_tasks=1)
 SLOWLY = functools.partial(pytest.param, marks=pytest.mark.slow)
 EXPERTS = {"num_experts": 4, "num_active_experts": 3}
 COLLECTIVES = (

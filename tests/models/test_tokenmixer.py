@@ -30,7 +30,7 @@ def inputs(num_fields, dim, num_numeric=0):
     return InputSpec(
         tokens=tuple(f"f{i}" for i in range(num_fields)),
         dims={"embedding": dim},
-        num_numeric=num_numeric,
+        numeric=tuple(f"x{i}" for i in range(num_numeric)),
         num_tasks=1,
     )
 
@@ -261,7 +261,6 @@ def test_products_have_the_compute_dtype_and_routers_do_not():
     spec = InputSpec(
         tokens=("a", "b", "c"),
         dims={"embedding": 4},
-        num_numeric=0,
         num_tasks=1,
         dtype="bfloat16",
     )

@@ -58,9 +58,7 @@ class SliceTokenizer(nnx.Module):
 
     def __init__(self, config: RankMixerConfig, inputs: InputSpec, *, rngs: nnx.Rngs):
         """Builds one projection per slice."""
-        pieces = flat_inputs(
-            inputs.tokens, inputs.dims["embedding"], inputs.num_numeric
-        )
+        pieces = flat_inputs(inputs.tokens, inputs.dims["embedding"], inputs.numeric)
         self.groups = (
             SemanticGroups.named(pieces, config.groups)
             if config.groups

@@ -331,7 +331,7 @@ def _rms_norm(width: int, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
 
 def _groups(config: TokenMixerLargeConfig, inputs: InputSpec) -> SemanticGroups:
     """The T − 1 groups of a configuration."""
-    pieces = flat_inputs(inputs.tokens, inputs.dims["embedding"], inputs.num_numeric)
+    pieces = flat_inputs(inputs.tokens, inputs.dims["embedding"], inputs.numeric)
     most, num_tokens = len(pieces) + 1, config.num_tokens
     if config.groups:
         if num_tokens not in (0, len(config.groups) + 1):

@@ -69,6 +69,49 @@ def test_training_is_the_same_on_one_device_and_on_a_4x2_mesh():
     )
 
 
+@pytest.mark.slow
+def test_weights_and_moments_that_live_with_their_token_train_the_same():
+    config = make_config(
+        named_config(
+            "tokenmixer_large",
+            embedding_dim=4,
+            embedding_init_std=0.1,
+            token_dim=8,
+            num_tokens=4,
+            num_experts=4,
+            num_active_experts=3,
+            num_blocks=2,
+            residual_interval=1,
+            auxiliary_weight=0.1,
+            router_z_loss_weight=0.01,
+        )
+    )
+    config.optimizer.dense.name = "adagrad"  # Adam makes a step of rounding errors
+    states = []
+    for devices, model in ((1, 1), (4, 2)):
+        steps = make_steps(config, devices, model)
+        state = steps.init_state()
+        for arrays in batches(config, steps, 2):
+            state, metrics, _ = steps.train(
+                state, steps.to_devices(arrays), factor=1.0
+            )
+        assert metrics["added_loss"] > 0
+        assert 0 < metrics["block0/mix/load_entropy/0"] <= 1
+        # Kernel and accumulator of the shared experts, half of the positions a device.
+        for part in (state.params, state.opt_state):
+            (kernel,) = (
+                x
+                for path, x in jax.tree.leaves_with_path(part)
+                if "'blocks'][1]['mix_stage']['shared']['up']"
+                in jax.tree_util.keystr(path)
+            )
+            assert kernel.sharding.shard_shape(kernel.shape)[0] == 4 // model
+        states.append(jax.tree.map(np.asarray, state))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *states
+    )
+
+
 def test_the_loss_is_the_weighted_sum_of_the_tasks():
     losses = {}
     for weights in ((), (1.0, 0.0), (0.5, 3.0)):

@@ -22,7 +22,11 @@ from rankax.layers.linear import operands
 
 
 def token_kernel(
-    shape: tuple[int, ...], *, rngs: nnx.Rngs, scale: float = 1.0
+    shape: tuple[int, ...],
+    *,
+    rngs: nnx.Rngs,
+    scale: float = 1.0,
+    axis: str | None = "token",
 ) -> nnx.Param:
     """Returns a kernel [N, ..., in, out], uniform within ± scale·√(6 / (in + out))."""
     bound = scale * math.sqrt(6 / (shape[-2] + shape[-1]))
@@ -30,7 +34,7 @@ def token_kernel(
     flat = jax.random.uniform(
         rngs.params(), (math.prod(shape),), minval=-bound, maxval=bound
     )
-    axes = ("token", *(None,) * (len(shape) - 1))
+    axes = (axis, *(None,) * (len(shape) - 1))
     return nnx.Param(flat.reshape(shape), logical_axes=axes)
 
 
@@ -46,6 +50,7 @@ class PerTokenLinear(nnx.Module):
         rngs: nnx.Rngs,
         use_bias: bool = False,
         scale: float = 1.0,
+        axis: str | None = "token",
         dtype: DTypeLike | None = None,
     ):
         """Builds W [N, in, out] and b [N, out] = 0.
@@ -57,12 +62,13 @@ class PerTokenLinear(nnx.Module):
             rngs: initialisation randomness.
             use_bias: has b.
             scale: multiplies the bound of the initial weights.
+            axis: logical name of the first axis; None = on every device.
             dtype: of the product's operands; None = as they come.
         """
         shape = (num_tokens, width_in, width_out)
-        self.kernel = token_kernel(shape, rngs=rngs, scale=scale)
+        self.kernel = token_kernel(shape, rngs=rngs, scale=scale, axis=axis)
         self.bias = (
-            nnx.Param(jnp.zeros((num_tokens, width_out)), logical_axes=("token", None))
+            nnx.Param(jnp.zeros((num_tokens, width_out)), logical_axes=(axis, None))
             if use_bias
             else None
         )

@@ -164,6 +164,7 @@ class INFNetTokens(nnx.Module):
                 dim,
                 width,
                 use_bias=True,
+                axis=None,
                 dtype=inputs.dtype,
                 rngs=rngs,
             )
@@ -293,7 +294,13 @@ class INFNet(nnx.Module):
         widths = (config.width, *config.tower_dims)
         self.towers = nnx.List(
             PerTokenLinear(
-                inputs.num_tasks, a, b, use_bias=True, dtype=inputs.dtype, rngs=rngs
+                inputs.num_tasks,
+                a,
+                b,
+                use_bias=True,
+                axis=None,
+                dtype=inputs.dtype,
+                rngs=rngs,
             )
             for a, b in zip(widths, config.tower_dims, strict=False)
         )

@@ -102,11 +102,16 @@ class Program:
         step: takes one step and returns its loss, [] of any framework.
         finish: waits until all steps given so far are done.
         prepare: what a pipeline thread does for one batch, if anything.
+        waits: seconds that each step so far waited for its batch, if it has to.
+        num_dense_parameters: weights outside the tables, where contestants compare
+            them.
     """
 
     step: Callable[[], Any]
     finish: Callable[[], Any]
     prepare: Callable[[], Any] | None = None
+    waits: list[float] = dataclasses.field(default_factory=list)
+    num_dense_parameters: int = 0
 
 
 # ---------------------------------------------------------------- JAX
@@ -284,12 +289,10 @@ def jax_adam(workload: Workload) -> Program:
 
 
 def torch_step(workload: Workload, *, tables: str) -> Program:
-    """PyTorch (eager); `tables`: "adam", "fused_adam", "sparse_adam" or "fbgemm"."""
+    """The MLP in PyTorch (eager) on tables that `torch_program` knows."""
     import torch
     from torch import nn
 
-    on_gpu = torch.cuda.is_available() and tables != "fbgemm"
-    device = torch.device("cuda" if on_gpu else "cpu")
     torch.manual_seed(workload.seed)
     start = {name: torch.from_numpy(x) for name, x in workload.network().items()}
     first = nn.Linear(workload.num_fields * workload.dim, HIDDEN)
@@ -297,12 +300,54 @@ def torch_step(workload: Workload, *, tables: str) -> Program:
     for layer, linear in enumerate((first, last)):
         linear.weight.data = start[f"kernel_{layer}"]
         linear.bias.data = start[f"bias_{layer}"]
-    network = nn.Sequential(first, nn.ReLU(), last).to(device)
-
     ids, labels = workload.batches()
-    ids = ids + np.arange(workload.num_fields) * workload.field_rows  # int64
+    return torch_program(
+        nn.Sequential(first, nn.ReLU(), last),
+        ids + np.arange(workload.num_fields) * workload.field_rows,  # int64
+        labels,
+        tables=tables,
+        shape=(workload.num_fields * workload.field_rows, workload.dim),
+    )
+
+
+def torch_program(
+    network: Any,
+    ids: np.ndarray,
+    labels: np.ndarray,
+    *,
+    tables: str,
+    shape: tuple[int, int],
+) -> Program:
+    """Trains a network on one table of all fields in PyTorch (eager).
+
+    Args:
+        network: module that maps [B, F·D] to a logit [B, 1].
+        ids: rows of the table, [n, B, F] int64.
+        labels: [n, B] float32.
+        tables: "adam", "fused_adam", "sparse_adam" or "fbgemm".
+        shape: of the table, (V, D).
+    """
+    import torch
+    from torch import nn
+
+    on_gpu = torch.cuda.is_available() and tables != "fbgemm"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    network = network.to(device)
+    _, batch_size, num_fields = ids.shape
     if tables == "fbgemm":  # all ids of the first field, then all of the second, ..
         ids = ids.transpose(0, 2, 1).reshape(len(ids), -1)
+        bags = _fbgemm_bags(shape, num_fields)
+        offsets = torch.arange(num_fields * batch_size + 1)
+        optimizers = [torch.optim.Adam(network.parameters(), lr=NETWORK_RATE)]
+
+        def lookup(ids):  # the backward pass moves the rows
+            return bags(ids, offsets)
+    else:
+        table, optimizers = _torch_table(network, tables, shape, device)
+
+        def lookup(ids):
+            return table(ids).flatten(1)
+
     batches = itertools.cycle(
         zip(
             torch.from_numpy(ids).to(device),
@@ -310,7 +355,6 @@ def torch_step(workload: Workload, *, tables: str) -> Program:
             strict=True,
         )
     )
-    lookup, optimizers = _torch_tables(workload, network, tables, device)
 
     def step():
         ids, labels = next(batches)
@@ -323,20 +367,18 @@ def torch_step(workload: Workload, *, tables: str) -> Program:
             optimizer.step()
         return loss.detach()
 
-    return Program(step=step, finish=torch.cuda.synchronize if on_gpu else lambda: None)
+    return Program(
+        step=step,
+        finish=torch.cuda.synchronize if on_gpu else lambda: None,
+        num_dense_parameters=sum(p.numel() for p in network.parameters()),
+    )
 
 
-def _torch_tables(workload: Workload, network: Any, tables: str, device: Any):
-    """Returns ids -> [B, F·D] and the optimizers; FBGEMM moves its rows itself."""
+def _torch_table(network: Any, tables: str, shape: tuple[int, int], device: Any):
+    """Returns a table that PyTorch trains, and the optimizers of it and the network."""
     import torch
     from torch import nn
 
-    shape = (workload.num_fields * workload.field_rows, workload.dim)
-    if tables == "fbgemm":
-        bags = _fbgemm_bags(workload, shape)
-        offsets = torch.arange(workload.num_fields * workload.batch_size + 1)
-        dense = torch.optim.Adam(network.parameters(), lr=NETWORK_RATE)
-        return lambda ids: bags(ids, offsets), [dense]
     table = nn.Embedding.from_pretrained(
         torch.empty(shape, device=device).uniform_(-TABLE_BOUND, TABLE_BOUND),
         freeze=False,
@@ -351,10 +393,10 @@ def _torch_tables(workload: Workload, network: Any, tables: str, device: Any):
     else:
         fused = tables == "fused_adam"
         optimizers = [torch.optim.Adam(dense + rows, lr=NETWORK_RATE, fused=fused)]
-    return lambda ids: table(ids).flatten(1), optimizers
+    return table, optimizers
 
 
-def _fbgemm_bags(workload: Workload, shape: tuple[int, int]) -> Any:
+def _fbgemm_bags(shape: tuple[int, int], num_fields: int) -> Any:
     """FBGEMM's table of all fields with row-wise Adagrad in its backward pass.
 
     One stacked table with one feature per field, each a bag of one id, is its fastest
@@ -367,7 +409,7 @@ def _fbgemm_bags(workload: Workload, shape: tuple[int, int]) -> Any:
 
     bags = training.SplitTableBatchedEmbeddingBagsCodegen(
         [(*shape, common.EmbeddingLocation.HOST, training.ComputeDevice.CPU)],
-        feature_table_map=[0] * workload.num_fields,
+        feature_table_map=[0] * num_fields,
         optimizer=configs.EmbOptimType.EXACT_ROWWISE_ADAGRAD,
         learning_rate=ROW_RATE,
         eps=EPS,

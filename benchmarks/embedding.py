@@ -33,17 +33,11 @@ from benchmarks import measure
 from benchmarks.contestants import CONTESTANTS, NUM_FIELDS, Workload
 from benchmarks.measure import Record
 
-LOSS_STEP = 10
 UPDATE_ROWS = (1_000_000, 30_000_000)
 INIT_DIM = 64
 WIRE_DEVICES = 8
 # Share of the machine's memory for tables; the rest is for processes and batches.
 USABLE_MEMORY = 0.9
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-SPINNING = (
-    "OpenMP threads spin while they wait, so PyTorch and FBGEMM lose more than rankax; "
-    "repeat it before quoting a ratio."
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,16 +82,12 @@ QUICK = Plan(
 
 def run_step(name: str, workload: Workload, chunk_seconds: float) -> Record:
     """Runs one contestant; called in a fresh process."""
-    load = os.getloadavg()[0]
     program = CONTESTANTS[name].build(workload)
-    losses = [float(program.step()) for _ in range(LOSS_STEP)]
-    program.finish()
-    times = measure.time_warm(program.step, program.finish, chunk_seconds)
-    result = {"times": times, "loss": losses[-1], "load": load}
+    result = measure.time_program(program, chunk_seconds)
     if program.prepare:
         alone = measure.time_warm(program.prepare, program.finish, chunk_seconds / 4)
         result["routing_ms"] = 1e3 * statistics.median(alone.wall)
-    return {**result, "peak_mb": measure.peak_memory_bytes() / 1e6}
+    return result
 
 
 def measure_step(plan: Plan) -> list[Record]:
@@ -227,8 +217,7 @@ class Section:
     Attributes:
         measure: runs it.
         cell: columns that name a cell, as format strings of a record by title.
-        measured: columns that only a cell with status "ok" has; a format string that
-            asks for what a record has not is left empty.
+        measured: columns that only a cell with status "ok" has.
     """
 
     measure: Callable[[Plan], list[Record]]
@@ -237,25 +226,13 @@ class Section:
 
     def table(self, records: Sequence[Record]) -> str:
         """Returns the Markdown table."""
-        titles = [*self.cell, *self.measured]
-        lines = [titles, ["--:"] * len(titles)]
-        for record in records:
-            if "contestant" in record:
-                title = CONTESTANTS[record["contestant"]].title
-                record = {**record, "title": title}
-            line = [column.format(**record) for column in self.cell.values()]
-            measured = [_format(column, record) for column in self.measured.values()]
-            if record["status"] != "ok":
-                measured[0] = record["status"]
-            lines.append(line + measured)
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _format(column: str, record: Record) -> str:
-    try:
-        return column.format(**record)
-    except KeyError:
-        return ""
+        titled = [
+            {**record, "title": CONTESTANTS[record["contestant"]].title}
+            if "contestant" in record
+            else record
+            for record in records
+        ]
+        return measure.table(titled, cell=self.cell, measured=self.measured)
 
 
 SECTIONS = {
@@ -319,14 +296,6 @@ SECTIONS = {
 # ---------------------------------------------------------------- command line
 
 
-def number(text: str) -> int:
-    """Reads a positive whole number, also written as 3e7."""
-    value = float(text)
-    if value < 1 or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return int(value)
-
-
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line; a flag that is not given is None."""
     parser = argparse.ArgumentParser(
@@ -336,11 +305,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a first look")
     parser.add_argument("--json", type=pathlib.Path, help="also write everything here")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[*SECTIONS])
-    parser.add_argument("--rows", type=number, nargs="+", help="of section step")
-    parser.add_argument("--dims", type=number, nargs="+", help="of section step")
-    parser.add_argument("--batch_sizes", type=number, nargs="+")
+    parser.add_argument(
+        "--rows", type=measure.number, nargs="+", help="of section step"
+    )
+    parser.add_argument(
+        "--dims", type=measure.number, nargs="+", help="of section step"
+    )
+    parser.add_argument("--batch_sizes", type=measure.number, nargs="+")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS)
-    parser.add_argument("--rounds", type=number, help="processes per cell")
+    parser.add_argument("--rounds", type=measure.number, help="processes per cell")
     parser.add_argument("--peak_gb_per_second", type=float, help="of the memory")
     args = parser.parse_args(argv)
     if args.rows and min(args.rows) < NUM_FIELDS:
@@ -381,7 +354,7 @@ def make_plan(args: argparse.Namespace, *, memory_bytes: int) -> Plan:
 def main() -> None:
     """Runs the sections, prints their tables, writes the JSON file and the plot."""
     args = parse_arguments()
-    os.environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)  # for the processes to come
+    os.environ.setdefault("GLIBC_TUNABLES", measure.HUGE_PAGES)  # of the trials
     machine, versions = measure.run_alone(measure.describe)
     plan = make_plan(args, memory_bytes=machine["memory_bytes"])
     num_cores = machine["cpu_cores"]
@@ -394,9 +367,8 @@ def main() -> None:
         print(f"\n{name}:\n\n{SECTIONS[name].table(results[name])}", flush=True)
     load = max((x.get("load", 0) for x in results.get("step", [])), default=0)
     if load > num_cores + 0.5:  # the trials themselves load their cores
-        print(
-            f"\nNot a quiet machine: load {load:.1f} on {num_cores} cores. {SPINNING}"
-        )
+        busy = f"load {load:.1f} on {num_cores} cores"
+        print(f"\nNot a quiet machine: {busy}. {measure.SPINNING}")
     if args.json:
         content = {"hardware": machine, "versions": versions}
         content["glibc_tunables"] = os.environ["GLIBC_TUNABLES"]

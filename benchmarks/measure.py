@@ -1,11 +1,13 @@
 """What the benchmarks share: a process for every trial, timed steps, the machine."""
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
 from importlib import metadata
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -18,6 +20,13 @@ from typing import Any
 
 Record = dict[str, Any]  # what a process measured, by name
 
+WARMUP_STEPS = 10
+# For the environment of contestants: rows of large tables lie far apart.
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+SPINNING = (
+    "OpenMP threads spin while they wait, so PyTorch and FBGEMM lose more than rankax; "
+    "repeat it before quoting a ratio."
+)
 # How XLA and PyTorch tell that memory ran out; neither raises a MemoryError.
 _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory|can't allocate memory")
 
@@ -63,6 +72,29 @@ def time_chunks(
         times.wall.append((time.perf_counter() - wall) / schedule.steps_per_chunk)
         times.cpu.append((time.process_time() - cpu) / schedule.steps_per_chunk)
     return times
+
+
+def time_program(program: Any, chunk_seconds: float) -> Record:
+    """Warms a `Program` up and times it; call it in a process of its own.
+
+    Returns:
+        "times", "loss" of step `WARMUP_STEPS`, "input_wait", the part of the timed
+        steps that was spent waiting for batches, "peak_mb", and "load" of the machine
+        before.
+    """
+    load = os.getloadavg()[0]
+    losses = [float(program.step()) for _ in range(WARMUP_STEPS)]
+    program.finish()
+    warm, begin = len(program.waits), time.perf_counter()
+    times = time_warm(program.step, program.finish, chunk_seconds)
+    waited = sum(program.waits[warm:]) / (time.perf_counter() - begin)
+    return {
+        "times": times,
+        "loss": losses[-1],
+        "input_wait": waited,
+        "peak_mb": peak_memory_bytes() / 1e6,
+        "load": load,
+    }
 
 
 def time_warm(
@@ -119,6 +151,8 @@ def _limited(
     cores = sorted(os.sched_getaffinity(0))[:num_threads]
     os.sched_setaffinity(0, cores)
     os.environ["OMP_NUM_THREADS"] = str(len(cores))
+    if len(cores) == 1:  # helper threads that spin would cost what they wait for
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     try:
         return function(*args, **kwargs)
     except RuntimeError as error:
@@ -152,7 +186,8 @@ def in_turn(
         num_threads: cores of a process; None = all.
 
     Returns:
-        What each cell's processes returned, pooled, and "status": "ok" or why not.
+        What each cell's processes returned, pooled, and "status": "ok" or why not. A
+        cell that fails once is not run again.
     """
     results: dict[Any, list[Record]] = {key: [] for key in cells}
     failures: dict[Any, str] = {}
@@ -164,6 +199,9 @@ def in_turn(
                 result = run_alone(function, *arguments, num_threads=num_threads)
             except MemoryError as error:
                 failures[key] = f"does not fit: {error}"
+            except ImportError as error:
+                failures[key] = f"not installed: {error}"
+            if key in failures:
                 tell(failures[key])
                 continue
             results[key].append(result)
@@ -177,22 +215,77 @@ def in_turn(
 
 
 def pool(results: Sequence[Record]) -> Record:
-    """Pools what the processes of one cell returned: medians, and all chunks."""
+    """Pools what the processes of one cell returned: medians over them.
+
+    "times" become milliseconds by the clock and, with "cpu_" before, of all cores:
+    "median_ms", "min_ms" and "chunks_ms" of all chunks, and "rounds_ms", the median of
+    each process.
+    """
     record = {
         key: statistics.median(result[key] for result in results)
         for key in results[0]
         if key != "times"
     }
     if "times" in results[0]:
-        chunks = [1e3 * seconds for x in results for seconds in x["times"].wall]
-        record |= {"median_ms": statistics.median(chunks), "min_ms": min(chunks)}
-        record["chunks_ms"] = chunks
+        for name, clock in (("", "wall"), ("cpu_", "cpu")):
+            rounds = [
+                [1e3 * seconds for seconds in getattr(result["times"], clock)]
+                for result in results
+            ]
+            chunks = list(itertools.chain.from_iterable(rounds))
+            record |= {
+                f"{name}median_ms": statistics.median(chunks),
+                f"{name}min_ms": min(chunks),
+                f"{name}chunks_ms": chunks,
+                f"{name}rounds_ms": [statistics.median(chunks) for chunks in rounds],
+            }
     return record
+
+
+def number(text: str) -> int:
+    """Reads a positive whole number of the command line, also written as 3e7."""
+    value = float(text)
+    if value < 1 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return int(value)
 
 
 def tell(text: str, end: str = "\n") -> None:
     """Shows progress, apart from the tables on stdout."""
     print(text, end=end, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def table(
+    records: Sequence[Record], *, cell: Mapping[str, str], measured: Mapping[str, str]
+) -> str:
+    """Returns a Markdown table.
+
+    Args:
+        records: a line each.
+        cell: columns that name a line, as format strings of a record by title.
+        measured: columns that only a record of status "ok" has, likewise; the others
+            show their status in the first of them. A format string that asks for what
+            a record has not is left empty.
+    """
+    titles = [*cell, *measured]
+    lines = [titles, ["--:"] * len(titles)]
+    for record in records:
+        line = [column.format(**record) for column in cell.values()]
+        values = [_format(column, record) for column in measured.values()]
+        if record["status"] != "ok":
+            values = [record["status"], *[""] * (len(measured) - 1)]
+        lines.append(line + values)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _format(column: str, record: Record) -> str:
+    try:
+        return column.format(**record)
+    except KeyError:
+        return ""
 
 
 # ---------------------------------------------------------------- the machine
@@ -204,7 +297,7 @@ def describe() -> tuple[dict[str, Any], dict[str, str]]:
     from rankax.observe import environment
 
     versions = environment.versions()
-    for package in ("optax", "torch", "fbgemm-gpu-cpu"):
+    for package in ("optax", "torch", "fbgemm-gpu-cpu", "fuxictr"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return environment.hardware(), versions

@@ -15,6 +15,13 @@ from data_pipelines import kuairand
 from experiments import arguments
 from rankax.config.experiment import ExperimentConfig, ParquetConfig
 
+OPTIONS = {
+    "embedding_init_std": 0.01,
+    "dropout": 0.2,
+    "dropout2": 0.2,  # of FinalMLP's second network
+    "channel_dim": 8,  # of MC-MLCC's two channels: rows as wide as the other models'
+}
+
 
 def get_config(arg: str = "") -> ExperimentConfig:
     model, history = arguments.parse(arg, default="dcnv2-din")
@@ -22,7 +29,7 @@ def get_config(arg: str = "") -> ExperimentConfig:
     config.data.source = ParquetConfig(path="datasets/kuairand")
     if history == "none":
         config.data.fields = arguments.without_sequences(kuairand.FIELDS)
-    arguments.set_model(config, model, history, embedding_init_std=0.01, dropout=0.2)
+    arguments.set_model(config, model, history, **OPTIONS)
     config.train.batch_size = 1024
     config.train.num_epochs = 10
     config.optimizer.dense.learning_rate = 5e-3 if model == "lr" else 1e-3

@@ -3,6 +3,10 @@
 The first trial is the experiment file as it is; the others change what the tables below
 say and nothing else, and were written down before any of their test scores was seen. To
 tune another model, add a line.
+
+Before the sweep, runs of 150 to 300 steps looked at Frappe's validation AUC (seed 0):
+they chose `token_norm` for MC-MLCC and INFNet, and left TokenMixer-Large's tables as they
+were. The earlier test score of MC-MLCC (without the norm) was known by then.
 """
 
 from collections.abc import Mapping
@@ -118,14 +122,14 @@ FRAPPE_PUBLISHED = {
 
 # ---------------------------------------------------------------- sets with histories
 
-# KuaiRand's networks are best after one epoch: more dropout, slower tables with L2,
-# tables that start larger.
-_SLOWER = {"sparse_lr": 0.01, "table_l2": 0.01}
+# KuaiRand's networks are best after one epoch: more dropout, slower tables, tables that
+# start larger.
+_SLOWER = {"sparse_lr": 0.005}
 # MC-MLCC with its authors' tables and the norm that makes up for their size.
 _NORMED = {"token_norm": True, "init": 0.0}
 _KUAIRAND: Trials = ({"dropout": 0.4}, _SLOWER, {"init": 0.05})
 KUAIRAND: dict[str, Trials] = {
-    "lr": ({"lr": 1e-3}, {"sparse_lr": 0.1}, {"table_l2": 1e-3}),
+    "lr": ({"lr": 1e-3}, {"lr": 1e-2}, {"table_l2": 1e-3}),
     "dnn": _KUAIRAND,
     "dcnv2": _KUAIRAND,
     "finalmlp": (
@@ -171,7 +175,7 @@ MOVIELENS: dict[str, Trials] = {
 # One pass over synthetic clicks overfits nothing: learning rates and starts.
 _SYNTHETIC: Trials = ({"lr": 1e-3}, {"sparse_lr": 0.05}, {"init": 0.01})
 SYNTHETIC: dict[str, Trials] = {
-    "lr": ({"lr": 1e-2}, {"sparse_lr": 0.1}, {"lr": 1e-2, "sparse_lr": 0.1}),
+    "lr": ({"lr": 1e-2}, {"lr": 3e-2}, {"table_l2": 1e-6}),
     "dnn": _SYNTHETIC,
     "dcnv2": _SYNTHETIC,
     "finalmlp": _SYNTHETIC,
@@ -198,7 +202,8 @@ SETS = {
             dataset="kuairand",
             seconds=240,
             trials=KUAIRAND,
-            overrides={"eval.metric": "mean/auc"},
+            # A second chance, so that the plateau's lower rate is tried at all.
+            overrides={"eval.metric": "mean/auc", "eval.early_stopping_patience": 2},
         ),
         ExperimentSet(
             name="movielens_100k",

@@ -10,6 +10,7 @@ from experiments import quickstart
 from rankax.config.base import ConfigError, suggest
 from rankax.config.experiment import ExperimentConfig
 from rankax.config.synthetic import SyntheticConfig
+from rankax.models.backbones.mc_mlcc import MCMLCCConfig
 
 DIFFICULTIES = {
     "plain": {},
@@ -31,6 +32,8 @@ def get_config(arg: str = "") -> ExperimentConfig:
             f"{suggest(difficulty, tuple(DIFFICULTIES))}"
         )
     config = quickstart.get_config(model)
+    if isinstance(config.model.backbone, MCMLCCConfig):
+        config.model.backbone.channel_dim = 8  # rows as wide as the other models'
     scales = DIFFICULTIES[difficulty]
     config.data.source = SyntheticConfig(num_train_rows=500_000, **scales)
     config.eval.every_steps = 125

@@ -23,6 +23,8 @@ FILE_NAME = "evaluation.json"
 def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     """Scores the valid and test splits with the best checkpoint of `workdir`.
 
+    With `eval.test` off the test split stays unread.
+
     Writes `evaluation.json`, and `predictions.parquet` of the test split if
     `eval.save_predictions` is set. Works on any number of devices.
 
@@ -49,7 +51,7 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     )
     checkpoints.close()
     result: dict[str, Any] = {"step": step}
-    for split in ("valid", "test"):
+    for split in ("valid", "test") if config.eval.test else ("valid",):
         is_test = split == "test"
         path = folder / PREDICTIONS
         evaluation = evaluate_split(

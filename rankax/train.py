@@ -304,6 +304,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         "calibration_table": test.calibration,
         "slices": test.slices,
     }
+    run_folder.write_config(folder, config)  # `eval` may have changed on the way
     run_folder.write_json(folder / run_folder.RESULT, result)
     writer.close()
     checkpoints.close()
@@ -480,9 +481,11 @@ def _tell_result(
         tell_worst_slices(console, "test", metrics, result["slices"])
         tell_out_of_vocabulary(console, "test", result["tables"]["test"])
     else:
+        best = result["best_validation"]["value"]
+        shown = "undefined" if best is None else f"{best:.4f}"
         console.message(
-            f"best {setup.selection_metric} {result['best_validation']['value']:.4f}; "
-            "the test split is unread, --config.eval.test=True reads it"
+            f"best {setup.selection_metric} {shown}; the test split is unread, "
+            "--config.eval.test=True reads it"
         )
     console.message(
         f"{result['examples_per_second']:,.0f} examples/s, input wait "

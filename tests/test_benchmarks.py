@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,37 +25,46 @@ from benchmarks import (
     input_layouts,
     measure,
     models,
+    peers,
     readers,
     wire,
 )
 from benchmarks import input as reading
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.input_layouts import LAYOUTS
-from benchmarks.measure import Schedule
-from benchmarks.models import Workload
+from benchmarks.peers import Workload
 from benchmarks.readers import READERS
 from rankax.data import card, transforms
 from rankax.data.schema import Schema
+from rankax.models import ranker
 from rankax.parallel import mesh as meshes
 
 SMALL = Workload(
     num_fields=3, num_rows=200, batch_size=64, num_batches=2, hidden_dims=(8, 4)
 )
-SCHEDULE = Schedule(warmup_steps=1, num_chunks=2, steps_per_chunk=2)
 WIDTH = SMALL.num_fields * SMALL.dim
 NUM_PARAMETERS = (
     3 * (WIDTH * WIDTH + WIDTH) + (WIDTH * 8 + 8) + (8 * 4 + 4) + (WIDTH + 4 + 1)
 )
 
 
-# ---------------------------------------------------------------- benchmarks/models.py
+# ---------------------------------------------------------------- benchmarks/peers.py
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
-    models.write_examples(SMALL, folder)
+    peers.write_examples(SMALL, folder)
     return folder
+
+
+def build_peer(name, folder):
+    pytest.importorskip({"rankax": "jax", "fbgemm": "fbgemm_gpu"}.get(name, "torch"))
+    if name == "fuxictr":
+        pytest.importorskip("fuxictr")
+    if name != "rankax":  # threads that spin would disturb the other tests
+        pytest.importorskip("torch").set_num_threads(1)
+    return peers.CONTESTANTS[name].build(SMALL, folder)
 
 
 def test_examples_are_skewed_ids_within_their_tables_and_depend_on_the_seed():
@@ -75,43 +86,202 @@ def test_examples_are_skewed_ids_within_their_tables_and_depend_on_the_seed():
     assert (ids != other).any()
 
 
-def test_rankax_trains_the_network_from_the_files(folder):
-    trial = models.run_rankax(SMALL, folder, SCHEDULE)
-    assert trial.num_dense_parameters == NUM_PARAMETERS
-    assert len(trial.times.wall) == len(trial.times.cpu) == 2
-    assert 0 <= trial.input_wait <= 1
-    assert 0.4 < trial.loss < 0.9
+@pytest.mark.parametrize("name", peers.CONTESTANTS)
+def test_every_peer_trains_a_network_of_equal_size_and_learns(folder, name):
+    program = build_peer(name, folder)
+    losses = [float(program.step()) for _ in range(60)]
+    program.finish()
+    assert program.num_dense_parameters == NUM_PARAMETERS
+    # Logits start near 0, and 128 examples are soon known by heart.
+    assert losses[0] == pytest.approx(math.log(2), abs=0.02)
+    assert np.mean(losses[-2:]) < np.mean(losses[:2]) - 0.02
+    assert len(program.waits) == (60 if name == "rankax" else 0)
 
 
-@pytest.mark.parametrize("tables", ["adam", "fused_adam", "sparse_adam"])
-def test_torch_trains_the_network_of_equal_size(folder, tables):
-    pytest.importorskip("torch")  # the bench extra
-    trial = models.run_torch(SMALL, folder, SCHEDULE, tables=tables)
-    assert trial.num_dense_parameters == NUM_PARAMETERS
-    assert 0.4 < trial.loss < 0.9
+def test_the_network_of_the_peers_is_ours(folder):
+    torch = pytest.importorskip("torch")
+    config, steps = peers.rankax_steps(SMALL, folder, peers.backbone(SMALL))
+    dims = {"embedding": SMALL.dim}
+    ours = ranker.Ranker(config.model, steps.schema, dims, rngs=nnx.Rngs(0))
+    theirs = peers.torch_network(SMALL)
+    cross, mlp = ours.backbone.cross, ours.backbone.mlp
+    for layer, linear in zip(
+        [*cross.layers, *mlp.linears, ours.head.linear],
+        [x for x in theirs.modules() if isinstance(x, torch.nn.Linear)],
+        strict=True,
+    ):
+        linear.weight.data = torch.tensor(np.array(layer.kernel[...]).T)
+        linear.bias.data = torch.tensor(np.array(layer.bias[...]))
+    x = np.random.default_rng(0).normal(size=(5, SMALL.num_fields, SMALL.dim))
+    x = x.astype(np.float32)
+    expected = theirs(torch.from_numpy(x).flatten(1)).detach().numpy()
+    lengths, numeric = jnp.zeros((5, 0), jnp.int32), jnp.zeros((5, 0))
+    found = ours({"embedding": jnp.asarray(x)}, lengths, numeric)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_table_shows_rates_and_ratios_to_torch_adam():
-    def trial(seconds):
-        return models.Trial(
-            times=measure.Times(wall=seconds, cpu=seconds),
-            loss=0.5,
-            num_dense_parameters=1,
-            input_wait=0.01,
-            version="",
-        )
+def test_fuxictr_learns_as_pytorch_with_adam_does(folder):
+    pytest.importorskip("fuxictr")
+    torch = pytest.importorskip("torch")
+    model = peers.fuxictr_model(SMALL)
+    module = peers.torch_network(SMALL)
+    layers = [
+        [x for x in network.modules() if isinstance(x, torch.nn.Linear)]
+        for network in (model, module)
+    ]
+    for theirs, ours in zip(*layers, strict=True):
+        theirs.weight.data = ours.weight.data.clone()
+        theirs.bias.data = ours.bias.data.clone()
+    tables = [x for x in model.modules() if isinstance(x, torch.nn.Embedding)]
+    table = torch.nn.Embedding.from_pretrained(
+        torch.cat([x.weight.data for x in tables]), freeze=False
+    )
+    parameters = [table.weight, *module.parameters()]
+    adam = torch.optim.Adam(parameters, lr=contestants.NETWORK_RATE)
+    ids, labels = map(torch.from_numpy, peers.read_examples(SMALL, folder))
+    offsets = torch.tensor([0, *SMALL.table_sizes()[:-1]]).cumsum(0)
+    for step in range(6):
+        rows, label = ids[step % 2], labels[step % 2]
+        batch = {"ctr": label, **dict(zip(SMALL.fields, rows.T, strict=True))}
+        found = model.train_step(batch).item()
+        adam.zero_grad()
+        logits = module(table(rows + offsets).flatten(1))[:, 0]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, label)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, peers.CLIP_NORM)
+        adam.step()
+        assert found == pytest.approx(loss.item(), rel=1e-5)
 
-    results = {
-        "rankax": [trial([0.1, 0.2]), trial([0.2, 0.3])],
-        "torch_adam": [trial([0.4, 0.4]), trial([0.4, 0.6])],
-    }
-    line = models.round_line(0, results, 100)
-    assert line.startswith("round 1: rankax 667/s (2.67×), torch_adam 250/s; load")
-    table = models.markdown(
-        {name: models.summarize(t, batch_size=100) for name, t in results.items()}
-    ).splitlines()
-    assert "| 500 | 2.00 / 4.00 | 200 / 100 | 200 | 1.0% |" in table[2]
-    assert "| 250 | 1.00 / 1.00 | 400 / 400 |" in table[3]
+
+# ---------------------------------------------------------------- benchmarks/models.py
+
+
+def record(name, rounds, *, rows=1000, threads=2, **more):
+    """Of a contestant whose processor time is twice that of the clock."""
+    wall = {"median_ms": float(np.median(rounds)), "min_ms": min(rounds)}
+    wall["rounds_ms"] = rounds
+    cpu = {f"cpu_{key}": np.multiply(2, value).tolist() for key, value in wall.items()}
+    key = {"name": name, "rows": rows, "threads": threads, "status": "ok"}
+    return {**key, **wall, **cpu, **more}
+
+
+def test_times_are_compared_round_by_round_and_along_the_rows():
+    records = [
+        record("rankax", [10, 20, 10]),
+        record("rankax", [11, 22, 11], rows=9000),
+        record("fuxictr", [30, 30, 50]),
+        record("fuxictr", [7, 7, 7], threads=1),
+        record("rankax", [70, 7, 7], threads=1),
+    ]
+    found = [models.compare(x, records, "rankax") for x in records]
+    assert found[0] == {"ratio": 1, "ratio_min": 1, "ratio_max": 1, "growth": 1}
+    assert found[1]["growth"] == pytest.approx(1.1)
+    assert found[2] == {"ratio": 3, "ratio_min": 1.5, "ratio_max": 5, "growth": 1}
+    assert found[3] == {"ratio": 1, "ratio_min": 0.1, "ratio_max": 1, "growth": 1}
+    assert "ratio" not in models.compare(records[2], records[2:3], "rankax")
+
+
+@pytest.fixture
+def models_command(tmp_path, monkeypatch):
+    """Runs the benchmark with stand-ins for its trials; returns its JSON."""
+
+    def run_alone(function, *arguments, num_threads=None):
+        if function not in (models.run_peer, models.run_model):
+            return function(*arguments)
+        name, workload, folder, _ = arguments
+        assert (folder / "dataset.json").exists()
+        if name == "fbgemm":
+            raise ModuleNotFoundError("No module named 'fbgemm_gpu'")
+        seconds = (4 if name in ("fuxictr", "fm") else 2) * workload.num_rows / 1e6
+        return {
+            "times": measure.Times(wall=[seconds] * 4, cpu=[num_threads * seconds] * 4),
+            "load": 99.0,
+            "loss": 0.5,
+            "input_wait": 0.01,
+            "peak_mb": 3.0,
+            "num_dense_parameters": sizes.get(name, 100),
+            "num_active_dense_parameters": 100,
+            "mflop_per_example": 5.0,
+        }
+
+    sizes = {}
+
+    def run(flags):
+        path = tmp_path / "models.json"
+        line = f"models --fields 3 --batch_size 16 --json {path} {flags}"
+        monkeypatch.setattr("sys.argv", line.split())
+        models.main()
+        return json.loads(path.read_text())
+
+    monkeypatch.setattr(measure, "run_alone", run_alone)
+    for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # put back afterwards
+    run.sizes = sizes
+    return run
+
+
+def test_command_compares_peers_and_names_the_missing(models_command, capsys):
+    content = models_command(
+        "--rows 1e3 2e3 --contestants rankax fbgemm fuxictr --rounds 2"
+    )
+    shown = capsys.readouterr()
+    lines = [x for x in shown.out.splitlines() if x.startswith("| ")]
+    assert len({line.count("|") for line in lines}) == 1
+    title = models.CONTESTANTS["fuxictr"].title
+    wall = f"| 1e+03 | {title} | 4,000 | 4 / 4 | 8 | 2.00 (2.00 - 2.00) | 1.00 | 3 |"
+    cpu = f"| 2e+03 | {title} | 2,000 | 8 / 8 | 8 | 2.00 (2.00 - 2.00) | 2.00 | 3 |"
+    assert any(line.startswith(wall) for line in lines)
+    assert any(line.startswith(cpu) for line in lines)
+    missing = [line for line in lines if "not installed: No module named" in line]
+    assert len(missing) == 4
+    assert "Not a quiet machine: load 99.0" in shown.out
+    assert "1 thread, processor time:" in shown.out
+    assert content["versions"]["jax"] == jax.__version__
+    assert content["plan"]["rounds"] == 2
+    assert len(content["records"]) == 2 * 2 * 3
+    assert content["records"][0]["rounds_ms"] == [2, 2]
+
+
+def test_command_tells_the_cost_of_models(models_command, capsys):
+    content = models_command("--models fm dcnv2 --rows 1e3 --threads 2 --quick")
+    shown = capsys.readouterr().out
+    assert (
+        "| 1e+03 | fm | 4,000 | 4 / 4 | 8 | 2.00 (2.00 - 2.00) | 5.00 | 20 |" in shown
+    )
+    assert content["plan"]["chunk_seconds"] == 0.5
+    assert set(models.all_models()) >= {"lr", "fm", "dnn", "dcnv2", "mc_mlcc"}
+
+
+def test_networks_of_unequal_size_are_no_comparison(models_command):
+    models_command.sizes["fuxictr"] = 99
+    with pytest.raises(SystemExit, match=r"the networks differ: .* \[99, 100\]"):
+        models_command("--rows 1e3 --quick")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--batch_size=40", "--batch_size=40 must be a multiple of 16"),
+        ("--models fm --contestants rankax", "leave them out of --models"),
+        ("--json=nowhere/a.json", "there is no folder nowhere"),
+        ("--contestants tensorflow", "invalid choice: 'tensorflow'"),
+    ],
+)
+def test_flags_of_models_that_cannot_be_used_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        models.parse_arguments(flags.split())
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_is_measured_with_its_cost(folder):
+    found = models.run_model("dnn", SMALL, folder, 0.0)
+    widths = (WIDTH, 256, 128, 64, 1)
+    expected = sum((a + 1) * b for a, b in itertools.pairwise(widths))
+    assert found["num_dense_parameters"] == expected
+    products = 2 * sum(a * b for a, b in itertools.pairwise(widths))
+    assert found["mflop_per_example"] * 1e6 == pytest.approx(3 * products, rel=0.02)
+    assert len(found["times"].wall) == 4
+    assert 0 <= found["input_wait"] < 1
 
 
 # ---------------------------------------------------------------- benchmarks/measure.py
@@ -246,7 +416,10 @@ def test_cells_take_turns_and_a_killed_one_is_left_out(monkeypatch):
         if name == "large":
             raise MemoryError("the process was killed")
         seconds = 0.001 * len(calls)
-        return {"times": measure.Times(wall=[seconds] * 2, cpu=[]), "loss": len(calls)}
+        return {
+            "times": measure.Times(wall=[seconds] * 2, cpu=[1.0]),
+            "loss": len(calls),
+        }
 
     monkeypatch.setattr(measure, "run_alone", run_alone)
     cells = {name: (run, name) for name in ("a", "large", "b")}
@@ -266,7 +439,11 @@ def test_a_contestant_beyond_the_memory_is_not_started(monkeypatch):
     def run_alone(function, name, workload, chunk_seconds, **_):
         started.append(name)
         wall = [0.004 if name == "fbgemm" else 0.002]
-        return {"times": measure.Times(wall=wall, cpu=[]), "loss": 0.7, "peak_mb": 1.0}
+        return {
+            "times": measure.Times(wall=wall, cpu=[1.0]),
+            "loss": 0.7,
+            "peak_mb": 1.0,
+        }
 
     monkeypatch.setattr(measure, "run_alone", run_alone)
     plan = embedding.Plan(
@@ -302,7 +479,7 @@ def test_command_writes_tables_json_and_plot(tmp_path, monkeypatch, capsys):
         if function is measure.describe:
             return measure.describe()
         if function is embedding.run_step:
-            times = measure.Times(wall=[0.002], cpu=[])
+            times = measure.Times(wall=[0.002], cpu=[1.0])
             return {"times": times, "loss": 0.7, "load": 99.0, "peak_mb": 1.0}
         return function(*arguments)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rankax.layers.linear import linear, operands
+from rankax.layers.norms import layer_norm
 
 
 class FieldAttention(nnx.Module):
@@ -56,11 +57,7 @@ class FieldAttention(nnx.Module):
         self.use_residual = use_residual
         is_projected = use_residual and width_in != attention_dim
         self.residual = projection() if is_projected else None
-        self.norm = (
-            nnx.LayerNorm(attention_dim, epsilon=1e-5, rngs=rngs)
-            if use_layer_norm
-            else None
-        )
+        self.norm = layer_norm(attention_dim, rngs=rngs) if use_layer_norm else None
         self.dropout = nnx.Dropout(dropout)
         self.num_heads = num_heads
         self.scale = 1 / math.sqrt(attention_dim // num_heads) if use_scale else 1.0

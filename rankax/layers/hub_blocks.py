@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from rankax.layers.cross_attention import attend
 from rankax.layers.linear import XAVIER_NORMAL, linear
+from rankax.layers.norms import layer_norm
 
 FIELDS, EVENTS, TASKS = "fields", "events", "tasks"
 Tokens = dict[str, jax.Array]
@@ -24,11 +25,6 @@ Tokens = dict[str, jax.Array]
 def hubs_of(group: str) -> str:
     """Returns the key of a group's hubs."""
     return f"{group}_hubs"
-
-
-def layer_norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Returns a LayerNorm with gain and bias (eps 1e-5)."""
-    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
 
 class HubMLP(nnx.Module):

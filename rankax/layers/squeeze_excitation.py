@@ -14,8 +14,8 @@ class FieldGate(nnx.Module):
     """Scales every field's token by a gate in (0, 1) computed from all fields."""
 
     def __init__(self, num_fields: int, *, rngs: nnx.Rngs):
-        """Builds W_1 [F, F // 2] and W_2 [F // 2, F]."""
-        reduced = num_fields // 2
+        """Builds W_1 [F, R] and W_2 [R, F], R = max(F // 2, 1)."""
+        reduced = max(num_fields // 2, 1)
         self.squeeze = linear(num_fields, reduced, init=XAVIER_UNIFORM, rngs=rngs)
         self.norm = nnx.LayerNorm(
             reduced,

@@ -36,7 +36,8 @@ class Cost:
         num_dense_parameters: of the network, tables excluded.
         num_active_dense_parameters: without the experts that an example does not meet.
         num_table_parameters: in all tables.
-        flops_per_example: of the forward pass.
+        flops_per_example: of the forward pass; None = its program has parts whose
+            arithmetic cannot be counted.
         table_bytes_per_example: between tables and memory, in training.
         wire_bytes_per_step: that each device sends, in training.
         num_devices: N.
@@ -46,23 +47,28 @@ class Cost:
     num_dense_parameters: int
     num_active_dense_parameters: int
     num_table_parameters: int
-    flops_per_example: float
+    flops_per_example: float | None
     table_bytes_per_example: float
     wire_bytes_per_step: float
     num_devices: int
     peak_flops_per_second: float | None
 
     @property
-    def train_flops_per_example(self) -> float:
+    def train_flops_per_example(self) -> float | None:
         """Forward and backward pass: 3 × forward."""
-        return 3 * self.flops_per_example
+        forward = self.flops_per_example
+        return None if forward is None else 3 * forward
 
     def speed(self, examples_per_second: float) -> dict[str, float]:
         """Returns `tflops_per_second` of a device, and `mfu` where its peak is known.
 
+        Empty where the FLOPs are unknown.
+
         Args:
             examples_per_second: trained on, by all devices together.
         """
+        if self.train_flops_per_example is None:
+            return {}
         rate = self.train_flops_per_example * examples_per_second / self.num_devices
         values = {"tflops_per_second": rate / 1e12}
         if self.peak_flops_per_second:
@@ -74,10 +80,12 @@ class Cost:
         active = ""
         if self.num_active_dense_parameters != self.num_dense_parameters:
             active = f" ({self.num_active_dense_parameters:,} active)"
+        flops = "FLOPs unknown"
+        if self.flops_per_example is not None:
+            flops = f"{self.flops_per_example:,.0f} FLOP an example"
         return (
             f"{self.num_dense_parameters:,} dense{active} and "
-            f"{self.num_table_parameters:,} table parameters, "
-            f"{self.flops_per_example:,.0f} FLOP an example"
+            f"{self.num_table_parameters:,} table parameters, {flops}"
         )
 
 
@@ -97,18 +105,23 @@ def account(config: ExperimentConfig, schema: Schema, engine: TableEngine) -> Co
         getattr(module, "num_inactive_parameters", 0)
         for _, module in nnx.iter_modules(model)
     )
-    if num_inactive:  # count no execution that computes all experts as a reference
+    if num_inactive and hasattr(config.model.backbone, "execution"):
+        # Count no execution that computes all experts as a reference.
         backbone = dataclasses.replace(config.model.backbone, execution="ragged")
         ragged = dataclasses.replace(config.model, backbone=backbone)
         model = _abstract_ranker(ragged, schema, dims)
     batch_size = config.train.batch_size
-    operations = forward_operations(model, schema, dims, batch_size=batch_size)
+    try:
+        operations = forward_operations(model, schema, dims, batch_size=batch_size)
+        flops_per_example = operations.flops / batch_size
+    except NotImplementedError:  # a kernel of the user's own: no reason not to train
+        flops_per_example = None
     device = engine.mesh.devices.flat[0]
     return Cost(
         num_dense_parameters=num_parameters,
         num_active_dense_parameters=num_parameters - num_inactive,
         num_table_parameters=engine.plan.num_parameters,
-        flops_per_example=operations.flops / batch_size,
+        flops_per_example=flops_per_example,
         table_bytes_per_example=traffic.table_bytes_per_example(config, engine),
         wire_bytes_per_step=traffic.wire_bytes_per_step(config, engine, params),
         num_devices=engine.mesh.size,

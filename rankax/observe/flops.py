@@ -96,7 +96,23 @@ _CUMULATIVE = {"cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"}
 _UNKNOWN = {
     "while": "how often its loop runs depends on values; use lax.scan, or "
     "lax.fori_loop with bounds that are Python numbers",
-    "pallas_call": "its kernel is not made of jax operations",
+    **dict.fromkeys(
+        ("ffi_call", "io_callback", "pallas_call", "pure_callback"),
+        "its kernel is not made of jax operations",
+    ),
+    **dict.fromkeys(
+        (
+            "cholesky",
+            "eig",
+            "eigh",
+            "fft",
+            "lu",
+            "qr",
+            "svd",
+            "triangular_solve",
+        ),
+        "no formula for it here",
+    ),
 }
 
 

@@ -15,8 +15,8 @@ def dense_optimizer(config: DenseOptimizerConfig) -> optax.GradientTransformatio
 
     Order: L2 terms join the gradient, then clipping by global norm, then the
     preconditioner, then decoupled weight decay ("adamw"). L2 and decay act on arrays
-    with two or more dimensions of the network (biases and norms are spared), and
-    `table_l2` on whole replicated tables.
+    with two or more dimensions of the network (biases, norms and learned tokens are
+    spared), and `table_l2` on whole replicated tables.
     """
     parts = []
     if config.l2 or config.table_l2:
@@ -38,9 +38,17 @@ def dense_optimizer(config: DenseOptimizerConfig) -> optax.GradientTransformatio
     return optax.chain(*parts)
 
 
+# Weights with two dimensions that are no kernels: a bias, gain or vector per token.
+_NO_KERNELS = {"bias", "biases", "offset", "positions", "scale", "tokens", "vector"}
+
+
 def _is_kernel(params: dict[str, Any]) -> dict[str, Any]:
+    def is_kernel(path: tuple[Any, ...], x: jax.Array) -> bool:
+        name = [key.key for key in path if isinstance(key.key, str)][-1]
+        return x.ndim >= 2 and name not in _NO_KERNELS
+
     return {
-        NETWORK: jax.tree.map(lambda x: x.ndim >= 2, params[NETWORK]),
+        NETWORK: jax.tree.map_with_path(is_kernel, params[NETWORK]),
         TABLES: jax.tree.map(lambda x: False, params[TABLES]),
     }
 

@@ -33,8 +33,14 @@ def claim(workdir: str, config: ExperimentConfig) -> pathlib.Path:
             "folder; name a new or empty folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"hash": hash_of(config), "config": config.to_dict()})
+    write_config(folder, config)
     return folder
+
+
+def write_config(folder: pathlib.Path, config: ExperimentConfig) -> None:
+    """Writes `config.json`."""
+    tree = {"hash": hash_of(config), "config": config.to_dict()}
+    write_json(folder / CONFIG, tree)
 
 
 def find(workdir: str, config: ExperimentConfig) -> pathlib.Path:

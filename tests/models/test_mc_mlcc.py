@@ -11,7 +11,7 @@ import pytest
 from random_module import randomized, run
 
 from rankax.config.base import ConfigError
-from rankax.layers.unit_rms import unit_rms
+from rankax.layers.norms import unit_rms
 from rankax.models.backbones.mc_mlcc import MCMLCC, LayeredCrossing, MCMLCCConfig
 from rankax.models.base import Features, InputSpec
 

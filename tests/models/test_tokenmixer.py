@@ -357,7 +357,7 @@ def test_rankmixer_has_the_published_parameter_counts():
 
 def test_groups_are_the_order_of_rankmixers_slices():
     spec = inputs(3, 2, num_numeric=2)
-    groups = (("f2", "numeric/1"), ("f0",), ("numeric/0", "f1"))
+    groups = (("f2", "x1"), ("f0",), ("x0", "f1"))
     config = RankMixerConfig(token_dim=8, num_tokens=2, groups=groups)
     model, features = make(RankMixer, config, spec)
     f, v = np.asarray(features.embedded["embedding"]), np.asarray(features.numeric)

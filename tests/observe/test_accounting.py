@@ -321,6 +321,17 @@ def test_a_run_with_experts_is_charged_for_the_active_ones():
     assert executed - found.flops_per_example == pytest.approx(2 * inactive, rel=0.2)
 
 
+def test_a_model_whose_flops_cannot_be_counted_has_the_other_costs(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise NotImplementedError("cannot count the FLOPs of 'pallas_call'")
+
+    monkeypatch.setattr(accounting, "forward_operations", refuse)
+    found = account(make_config(base.named_config("dnn")))
+    assert found.flops_per_example is None and found.num_dense_parameters > 0
+    assert found.speed(1e4) == {}
+    assert str(found).endswith("table parameters, FLOPs unknown")
+
+
 def test_without_experts_all_parameters_are_active():
     found = account(make_config(base.named_config("dcnv2")))
     assert found.num_active_dense_parameters == found.num_dense_parameters

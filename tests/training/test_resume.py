@@ -15,6 +15,7 @@ import pytest
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.config.synthetic import SyntheticConfig
+from rankax.evaluate import evaluate
 from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
 from rankax.observe.writers import read_metrics
@@ -131,8 +132,11 @@ def test_a_run_that_left_the_test_split_unread_reads_it_later(tmp_path):
     assert "has not been read" in (tmp_path / "trial/report.html").read_text()
     assert "test" not in {x["split"] for x in read_metrics(tmp_path / "trial")}
     assert trial["best_validation"] == whole["best_validation"]
+    assert "test" not in evaluate(config, str(tmp_path / "trial"))
     config.eval.test = True
     later = train(config, str(tmp_path / "trial"))
+    saved = json.loads((tmp_path / "trial/config.json").read_text())
+    assert saved["config"]["eval"]["test"] is True
     assert later["metrics"] == whole["metrics"]
     assert later["examples_seen"] == whole["examples_seen"]
 

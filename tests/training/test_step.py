@@ -92,9 +92,7 @@ def test_weights_and_moments_that_live_with_their_token_train_the_same():
         steps = make_steps(config, devices, model)
         state = steps.init_state()
         for arrays in batches(config, steps, 2):
-            state, metrics, _ = steps.train(
-                state, steps.to_devices(arrays), factor=1.0
-            )
+            state, metrics, _ = steps.train(state, steps.to_devices(arrays), factor=1.0)
         assert metrics["added_loss"] > 0
         assert 0 < metrics["block0/mix/load_entropy/0"] <= 1
         # Kernel and accumulator of the shared experts, half of the positions a device.

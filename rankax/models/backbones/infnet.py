@@ -33,9 +33,9 @@ from rankax.layers.hub_blocks import (
 )
 from rankax.layers.hub_tokens import HUB_INITS, EventHubs, FieldHubs, LearnedTokens
 from rankax.layers.linear import XAVIER_UNIFORM, linear
+from rankax.layers.norms import unit_rms
 from rankax.layers.numeric_tokens import NumericTokens
 from rankax.layers.per_token import PerTokenLinear
-from rankax.layers.unit_rms import unit_rms
 from rankax.models.base import (
     EmbeddingBackboneConfig,
     Features,

@@ -30,9 +30,9 @@ from jax.typing import DTypeLike
 from rankax.config.base import ConfigError, suggest
 from rankax.layers.linear import XAVIER_UNIFORM, operands
 from rankax.layers.mlp import MLP
+from rankax.layers.norms import unit_rms
 from rankax.layers.numeric_tokens import NumericTokens
 from rankax.layers.squeeze_excitation import FieldGate
-from rankax.layers.unit_rms import unit_rms
 from rankax.models.base import (
     BackboneConfig,
     Features,

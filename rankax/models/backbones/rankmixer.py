@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rankax.config.base import ConfigError
+from rankax.layers.norms import layer_norm
 from rankax.layers.per_token import PerTokenFFN, PerTokenLinear
 from rankax.layers.semantic_groups import (
     SemanticGroups,
@@ -113,10 +114,7 @@ class RankMixerBlock(nnx.Module):
         self.ffn = PerTokenFFN(
             num_tokens, dim, config.expansion * dim, dtype=inputs.dtype, rngs=rngs
         )
-        self.mix_norm, self.ffn_norm = (
-            nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
-            for _ in range(2)
-        )
+        self.mix_norm, self.ffn_norm = (layer_norm(dim, rngs=rngs) for _ in range(2))
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:

@@ -15,7 +15,7 @@ Where the paper's text and figure disagree the figure is the default: `residual`
 
 Token Parallel: with mesh.model > 1 the weights lie where their token is, and a forward
 pass has 2·L + 2 all-to-alls, or 2·L + 1 with the figure's residual and `norm_site`
-"mixed", and no other exchange.
+"mixed", and no other exchange. In training an auxiliary head costs one or two more.
 """
 
 from collections.abc import Iterable
@@ -294,7 +294,8 @@ class TokenMixerLarge(nnx.Module):
             if self.interval and (index + 1) % self.interval == 0:
                 # Mixing is linear, so entries add up as the streams do.
                 entry = entry + earlier
-                entry = earlier = entry / 2 if self.is_mean else entry
+                entry = entry / 2 if self.is_mean else entry
+                entry = earlier = rules.constrain(entry, "data", "model", None)
                 if self.lower_norms:
                     norm = self.lower_norms[len(lower)]
                     lower.append(self._pool(norm, block.leave(entry)))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from rankax.layers.linear import XAVIER_NORMAL, operands
 from rankax.layers.mlp import MLP
+from rankax.layers.norms import layer_norm
 from rankax.layers.numeric_tokens import NumericTokens
 from rankax.models.base import (
     EmbeddingBackboneConfig,
@@ -78,14 +79,14 @@ class WukongLayer(nnx.Module):
         self.rank_weights = matrix(config.rank)
         self.compression = matrix(config.num_lcb_tokens)
         self.residual = None if num_tokens == num_out else matrix(num_out)
-        self.product_norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.product_norm = layer_norm(width, rngs=rngs)
         self.mlp = MLP(
             width,
             (*config.fmb_hidden_dims, config.num_fmb_tokens * dim),
             dtype=inputs.dtype,
             rngs=rngs,
         )
-        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs)
+        self.norm = layer_norm(dim, rngs=rngs)
         self.dtype = inputs.dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:

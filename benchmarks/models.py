@@ -42,7 +42,7 @@ class Plan:
 
     rows: Sequence[int] = (100_000, 1_000_000, 10_000_000)
     threads: Sequence[int] = (2, 1)
-    rounds: int = 5
+    rounds: int = 3
     chunk_seconds: float = 3.0
 
 
@@ -83,7 +83,7 @@ PEERS = Section(
     },
 )
 MODELS = Section(
-    plan=Plan(rows=(1_000_000,), threads=(2,), rounds=3),
+    plan=Plan(rows=(1_000_000,), threads=(2,)),
     reference="dcnv2",
     columns={
         **_TIME,
@@ -117,7 +117,8 @@ def run_model(
     from rankax.models.base import named_config
     from rankax.observe import accounting
 
-    config, steps = peers.rankax_steps(workload, folder, named_config(name))
+    config = peers.rankax_config(workload, folder, named_config(name))
+    steps = peers.rankax_steps(config)
     cost = accounting.account(config, steps.schema, steps.engine)
     record = measure.time_program(peers.rankax_program(config, steps), chunk_seconds)
     return {

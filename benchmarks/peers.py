@@ -4,7 +4,8 @@ The network: F categorical fields of dim D, a cross tower of full-rank layers be
 MLP, one logit, log loss. All see the same examples, in batches of the same size:
 
 - rankax reads a dataset folder with its own reader, routes the ids and runs the step:
-  the whole path of a training run. Adam on dense weights, row-wise Adagrad on tables.
+  the whole path of a training run. Adam on dense weights, row-wise Adagrad on all
+  tables, small ones too (which would be replicated and left to Adam by default).
 - The others take ready batches from memory, ids already converted, so that their time
   is the step alone. FBGEMM's table moves its rows by row-wise Adagrad too, under the
   same network in PyTorch; PyTorch's own tables have three kinds of Adam; FuxiCTR is
@@ -149,7 +150,9 @@ def read_examples(
 
 def rankax(workload: Workload, folder: pathlib.Path) -> Program:
     """Trains the network in rankax, from the files on."""
-    return rankax_program(*rankax_steps(workload, folder, backbone(workload)))
+    config = rankax_config(workload, folder, backbone(workload))
+    config.tables.replicate_below_bytes = 0  # one optimizer for all rows, as FBGEMM has
+    return rankax_program(config, rankax_steps(config))
 
 
 def backbone(workload: Workload) -> BackboneConfig:
@@ -165,17 +168,10 @@ def backbone(workload: Workload) -> BackboneConfig:
     )
 
 
-def rankax_steps(
+def rankax_config(
     workload: Workload, folder: pathlib.Path, model: BackboneConfig
-) -> tuple[ExperimentConfig, "Steps"]:
-    """Returns a run of any backbone on the examples, and its compiled steps."""
-    import jax
-
-    from rankax.data import source
-    from rankax.data.schema import Schema
-    from rankax.parallel import mesh
-    from rankax.training.step import Steps
-
+) -> ExperimentConfig:
+    """Returns a run of any backbone on the examples."""
     config = ExperimentConfig()
     config.data.source = ParquetConfig(path=str(folder))
     config.data.lanes = LANES
@@ -184,8 +180,20 @@ def rankax_steps(
     config.train.batch_size = workload.batch_size
     config.train.num_steps = 1  # of the schedule, which is not used
     config.validate()
+    return config
+
+
+def rankax_steps(config: ExperimentConfig) -> "Steps":
+    """Returns the run's compiled steps, on one device."""
+    import jax
+
+    from rankax.data import source
+    from rankax.data.schema import Schema
+    from rankax.parallel import mesh
+    from rankax.training.step import Steps
+
     schema = Schema.select(source.load_card(config.data.source))
-    return config, Steps(config, schema, mesh.make_mesh(devices=jax.devices()[:1]))
+    return Steps(config, schema, mesh.make_mesh(devices=jax.devices()[:1]))
 
 
 def rankax_program(config: ExperimentConfig, steps: "Steps") -> Program:

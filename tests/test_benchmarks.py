@@ -100,9 +100,10 @@ def test_every_peer_trains_a_network_of_equal_size_and_learns(folder, name):
 
 def test_the_network_of_the_peers_is_ours(folder):
     torch = pytest.importorskip("torch")
-    config, steps = peers.rankax_steps(SMALL, folder, peers.backbone(SMALL))
+    config = peers.rankax_config(SMALL, folder, peers.backbone(SMALL))
+    schema = Schema.select(card.load(folder))
     dims = {"embedding": SMALL.dim}
-    ours = ranker.Ranker(config.model, steps.schema, dims, rngs=nnx.Rngs(0))
+    ours = ranker.Ranker(config.model, schema, dims, rngs=nnx.Rngs(0))
     theirs = peers.torch_network(SMALL)
     cross, mlp = ours.backbone.cross, ours.backbone.mlp
     for layer, linear in zip(

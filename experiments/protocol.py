@@ -1,17 +1,22 @@
 """The runs of one model on one set: four trials, and three seeds of the chosen one."""
 
 import dataclasses
+import functools
 import pathlib
 import runpy
 import shlex
+import subprocess
 from typing import Any
 
 from experiments import results
 from experiments.results import Row
 from experiments.spaces import SEEDS, ExperimentSet
 from rankax.config.base import ConfigError
-from rankax.config.experiment import ExperimentConfig
+from rankax.config.experiment import ExperimentConfig, ParquetConfig
+from rankax.data.card import DataError
 from rankax.training import run_folder
+from rankax.training.predictions import FILE_NAME as PREDICTIONS
+from rankax.training.setup import set_up
 
 ROOT = pathlib.Path(__file__).parents[1]
 RUNS = "runs/sweep"
@@ -41,9 +46,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Folder below `--runs`; seed 0 goes on in that of its trial."""
+        """Folder below `--runs`; seed 0 goes on in that of its trial.
+
+        The hash is in it so that an edited trial never meets the folder it had before.
+        """
         seed = f"-seed-{self.seed}" if self.seed else ""
-        return f"{self.set.name}/{self.model}/trial-{self.trial}{seed}"
+        name = f"trial-{self.trial}{seed}-{self.config_hash}"
+        return f"{self.set.name}/{self.model}/{name}"
 
     def key(self) -> tuple[Any, ...]:
         """That of its row."""
@@ -71,7 +80,10 @@ class Run:
         return (
             result is not None
             and result["config_hash"] == self.config_hash
-            and (self.kind == "trial" or bool(result["metrics"]))
+            and (
+                self.kind == "trial"
+                or (bool(result["metrics"]) and (folder / PREDICTIONS).exists())
+            )
         )
 
     def row(self, folder: pathlib.Path, *, lost: str = "") -> Row:
@@ -84,6 +96,7 @@ class Run:
             "seed": self.seed,
             "overrides": self.overrides,
             "command": shlex.join(["python", *self.arguments()]),
+            "commit": commit(),
         }
         if lost:
             own = {"value": None, "error": lost, "config_hash": self.config_hash}
@@ -123,6 +136,27 @@ class Group:
         if len(set(hashes)) < len(hashes):
             raise ConfigError(f"{of.name}: two trials of {model!r} are the same run")
 
+    def check(self, datasets: str = "") -> str:
+        """Sets up every trial as its run will, without training.
+
+        Returns:
+            The fingerprint of the data set.
+
+        Raises:
+            ConfigError: a trial that cannot be run, or its data set.
+        """
+        fingerprint = ""
+        for run in self.trials:
+            config = _config(self.set, self.model, run.overrides)
+            if datasets and self.set.dataset:
+                assert isinstance(config.data.source, ParquetConfig)
+                config.data.source.path = f"{datasets}/{self.set.dataset}"
+            try:
+                fingerprint = set_up(config).dataset_fingerprint
+            except (ConfigError, DataError) as error:
+                raise ConfigError(f"{run.name}: {error}") from error
+        return fingerprint
+
     def seeds(self, trial: int) -> list[Run]:
         """Returns the three runs of a chosen trial."""
         return [self._runs["seed", trial, seed] for seed in SEEDS]
@@ -146,6 +180,10 @@ class Group:
 
 def _config_hash(of: ExperimentSet, model: str, options: dict[str, Any]) -> str:
     """Returns the hash that the run will have; a wrong option fails here, at once."""
+    return run_folder.hash_of(_config(of, model, options))
+
+
+def _config(of: ExperimentSet, model: str, options: dict[str, Any]) -> ExperimentConfig:
     file, _, argument = of.config_of(model).partition(":")
     path = ROOT / file
     if not path.exists():
@@ -158,4 +196,22 @@ def _config_hash(of: ExperimentSet, model: str, options: dict[str, Any]) -> str:
             section = getattr(section, each)
         setattr(section, option, value)
     config.validate()
-    return run_folder.hash_of(config)
+    return config
+
+
+@functools.cache
+def commit() -> str:
+    """Returns the commit that runs, marked where the code differs; "" without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        name = git("rev-parse", "--short=12", "HEAD").strip()
+        changes = git("status", "--porcelain", "--", "rankax", "experiments/*.py")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return name + ("-changed" if changes else "")

@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import fcntl
 import json
+import os
 import pathlib
 import statistics
 from typing import Any
@@ -34,20 +35,52 @@ def key(row: Row) -> tuple[Any, ...]:
 
 
 def read(path: pathlib.Path) -> list[Row]:
-    """Returns the rows; none where there is no file."""
+    """Returns the rows; none where there is no file.
+
+    A last line without its end was torn by a crash (or is being written) and is no row.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines if line]
 
 
 def append(path: pathlib.Path, row: Row) -> bool:
-    """Adds a row, once, however many drivers write; returns whether it was new."""
-    with open(path, "a+") as file:
+    """Adds a row, once, however many drivers write; returns whether it was new.
+
+    Raises:
+        ValueError: the set has rows of other data, with which it would be compared.
+    """
+    with open(path, "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
-        if key(row) in map(key, read(path)):
+        rows = read(path)
+        if key(row) in map(key, rows):
             return False
-        file.write(json.dumps(row) + "\n")
+        check_same_data(rows, row["set"], row.get("dataset_fingerprint"))
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)  # drops a torn line
+        file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
     return True
+
+
+def check_same_data(rows: Iterable[Row], name: str, fingerprint: str | None) -> None:
+    """Refuses rows of one set on different data.
+
+    Raises:
+        ValueError: there is such a row.
+    """
+    known = {
+        row["dataset_fingerprint"]
+        for row in rows
+        if row["set"] == name and row.get("dataset_fingerprint")
+    }
+    if fingerprint and known - {fingerprint}:
+        raise ValueError(
+            f"the rows of {name} are of the data {sorted(known)}, this is "
+            f"{fingerprint}; convert the data set as before, or name another --results"
+        )
 
 
 def of_folder(folder: pathlib.Path) -> Row:

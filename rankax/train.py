@@ -283,9 +283,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         "config_hash": run_folder.hash_of(config),
         "model": type(config.model.backbone).__name__,
         "dataset": setup.schema.card.name,
-        "dataset_fingerprint": "-".join(
-            splits[name].fingerprint for name in ("train", "valid", "test")
-        ),
+        "dataset_fingerprint": setup.dataset_fingerprint,
         "num_dense_parameters": cost.num_dense_parameters,
         "num_active_dense_parameters": cost.num_active_dense_parameters,
         "num_table_parameters": cost.num_table_parameters,

@@ -1,6 +1,7 @@
 """The sweep's driver on made-up sets; its runs are made up too, but for one slow test."""
 
 import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from ml_collections import config_flags
 import numpy as np
 import pytest
 
+from experiments import driver as drivers
 from experiments import protocol, results, sweep, synthetic
 from experiments.spaces import SETS, ExperimentSet
 from rankax.config.base import ConfigError
@@ -40,6 +42,7 @@ def get_config(arg):
 # Validation AUC of the made-up runs by dropout: the second trial is the best of each.
 AUC = {0.0: 0.7, 0.1: 0.8, 0.2: 0.6, 0.3: 0.75}
 MODELS = ("dnn", "dcnv2")
+CHECK = protocol.Group.check
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +59,7 @@ def _made_up_set(tmp_path, monkeypatch):
         published={"dnn": "0.8123"},
     )
     monkeypatch.setitem(SETS, "made_up", made_up)
-    monkeypatch.setattr(sweep, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(drivers, "_POLL_SECONDS", 0.01)
 
 
 def parsed(arguments):
@@ -72,6 +75,10 @@ def parsed(arguments):
     return pathlib.Path(workdir.value), config.value
 
 
+def without_hash(name):
+    return re.sub(r"-[0-9a-f]{12}(?=$|\.)", "", name)
+
+
 class FakeRuns:
     """Stands for `python -m rankax.main`; counts starts, and fails when told to."""
 
@@ -84,7 +91,7 @@ class FakeRuns:
     def __call__(self, driver, arguments, folder, lock, environment):
         workdir, config = parsed(arguments)
         assert workdir == folder
-        name = "/".join(folder.parts[-2:])
+        name = f"{folder.parts[-2]}/{without_hash(folder.name)}"
         self.started[name, config.eval.test] += 1
         time.sleep(self.seconds)
         if name == self.stop_at:
@@ -117,14 +124,16 @@ class FakeRuns:
 @pytest.fixture
 def fake(monkeypatch):
     runs = FakeRuns()
-    monkeypatch.setattr(sweep.Driver, "_process", lambda *args: runs(*args))
+    monkeypatch.setattr(drivers.Driver, "_process", lambda *args: runs(*args))
+    # Setting up the made-up runs would take most of the time.
+    monkeypatch.setattr(protocol.Group, "check", lambda group, datasets: "")
     return runs
 
 
 def driver(tmp_path, models=MODELS, **options):
     groups = sweep.groups_of(["made_up"], models)
     file = tmp_path / "results.jsonl"
-    return sweep.Driver(groups, runs=tmp_path / "runs", file=file, **options)
+    return drivers.Driver(groups, runs=tmp_path / "runs", file=file, **options)
 
 
 def rows_of(tmp_path):
@@ -153,7 +162,9 @@ def test_validation_chooses_and_only_the_chosen_trial_reads_the_test_split(
         else:
             assert row["overrides"] == {"model.backbone.dropout": 0.1}
             assert row["test"] == {"ctr/auc": pytest.approx(0.7 + 0.01 * row["seed"])}
-    read = {path.parent.name for path in tmp_path.rglob("predictions.parquet")}
+    read = {
+        without_hash(path.parent.name) for path in tmp_path.rglob("predictions.parquet")
+    }
     assert read == {"trial-2", "trial-2-seed-1", "trial-2-seed-2"}
 
 
@@ -167,7 +178,7 @@ def test_the_command_of_a_row_is_that_of_its_run_without_folders_of_this_machine
         workdir, config = parsed(arguments)
         seed = f"-seed-{row['seed']}" if row["seed"] else ""
         name = f"runs/sweep/made_up/dnn/trial-{row['trial']}{seed}"
-        assert workdir == pathlib.Path(name)
+        assert workdir == pathlib.Path(f"{name}-{row['config_hash']}")
         assert run_folder.hash_of(config) == row["config_hash"]
         assert config.eval.metric == "mean/auc"
         assert config.eval.test == (row["kind"] == "seed")
@@ -205,7 +216,7 @@ def test_a_stopped_sweep_goes_on_without_doing_anything_twice(tmp_path, fake):
 
 def test_rows_alone_are_enough_to_skip_a_run(tmp_path, fake):
     driver(tmp_path, ["dnn"]).run()
-    copy = sweep.Driver(
+    copy = drivers.Driver(
         sweep.groups_of(["made_up"], ["dnn"]),
         runs=tmp_path / "elsewhere",
         file=tmp_path / "results.jsonl",
@@ -235,28 +246,115 @@ def test_a_row_is_written_once(tmp_path):
     assert [each["kind"] for each in results.read(file)] == ["trial", "seed"]
 
 
+def test_a_torn_last_line_is_no_row_and_is_written_again(tmp_path):
+    file = tmp_path / "results.jsonl"
+    row = {"set": "a", "model": "b", "config_hash": "c", "seed": 0, "kind": "trial"}
+    results.append(file, row)
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[:20])
+    assert results.read(file) == [row]
+    assert results.append(file, row | {"seed": 1})
+    assert [each["seed"] for each in results.read(file)] == [0, 1]
+
+
+def test_folders_are_those_that_compare_takes(tmp_path, fake, capsys):
+    driver(tmp_path).run()
+    options = [f"--runs={tmp_path / 'runs'}", f"--results={tmp_path / 'results.jsonl'}"]
+    capsys.readouterr()
+    sweep.main(["--folders=made_up", "--models=dcnv2", *options])
+    folders = [pathlib.Path(line) for line in capsys.readouterr().out.split()]
+    assert [without_hash(folder.name) for folder in folders] == [
+        *("trial-2", "trial-2-seed-1", "trial-2-seed-2")
+    ]
+    assert all((folder / "predictions.parquet").exists() for folder in folders)
+    assert {folder.parent.name for folder in folders} == {"dcnv2"}
+
+
+def test_a_finished_seed_without_predictions_is_run_again(tmp_path, fake):
+    driver(tmp_path, ["dnn"]).run()
+    (path,) = (tmp_path / "runs").rglob("trial-2-seed-1-*/predictions.parquet")
+    path.unlink()
+    lines = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if "trial-2-seed-1" not in line]
+    (tmp_path / "results.jsonl").write_text("".join(kept))
+    assert driver(tmp_path, ["dnn"]).run()
+    assert fake.started["dnn/trial-2-seed-1", True] == 2
+    assert path.exists()
+
+
+def test_rows_tell_the_commit_of_the_code(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr(protocol, "commit", lambda: "0123456789ab")
+    driver(tmp_path, ["dnn"]).run()
+    assert {row["commit"] for row in rows_of(tmp_path)} == {"0123456789ab"}
+
+
 # ---------------------------------------------------------------- failures
+
+
+def test_no_trial_starts_where_one_of_them_cannot_run(
+    tmp_path, fake, monkeypatch, capsys
+):
+    wrong = ({"dropout": 0.1}, {"gate1_fields": ("nobody",)})
+    good = SETS["made_up"].trials["dnn"]
+    changed = dataclasses.replace(
+        SETS["made_up"], trials={"dnn": good, "finalmlp": (*wrong, *good[1:])}
+    )
+    monkeypatch.setitem(SETS, "made_up", changed)
+    monkeypatch.setattr(drivers.Group, "check", CHECK)
+    groups = sweep.groups_of(["made_up"], ())
+    one = drivers.Driver(
+        groups, runs=tmp_path / "runs", file=tmp_path / "results.jsonl"
+    )
+    assert not one.run()
+    assert {name.partition("/")[0] for name, _ in fake.started} == {"dnn"}
+    assert "skipped: made_up/finalmlp/trial-3-" in capsys.readouterr().err
+
+
+def test_rows_of_other_data_are_refused_before_a_run_starts(
+    tmp_path, fake, monkeypatch
+):
+    driver(tmp_path, ["dnn"]).run()
+    lines = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
+    row = json.loads(lines[0]) | {"dataset_fingerprint": "of other data"}
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr(drivers.Group, "check", CHECK)
+    before = sum(fake.started.values())
+    with pytest.raises(
+        ValueError, match=r"rows of made_up are of the data \['of other"
+    ):
+        driver(tmp_path, ["dnn"]).run()
+    assert sum(fake.started.values()) == before
+
+
+def test_an_error_of_a_worker_is_raised(tmp_path, fake, monkeypatch):
+    def full(file, row):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(results, "append", full)
+    with pytest.raises(OSError, match="no space left"):
+        driver(tmp_path, jobs=2).run()
 
 
 def test_a_failed_run_is_recorded_stops_no_other_and_is_retried_on_demand(
     tmp_path, fake, capsys
 ):
     fake.errors["dnn/trial-3"] = "DataError: no such file"
-    driver(tmp_path).run()
+    assert not driver(tmp_path).run()
     rows = rows_of(tmp_path)
     assert len([row for row in rows if row["model"] == "dcnv2"]) == 7
     # Seeds wait for the fourth trial.
     assert [row["trial"] for row in rows if row["model"] == "dnn"] == [1, 2, 4]
     (failed,) = (tmp_path / "runs").rglob("*.failed")
-    assert failed.name == "trial-3.trial.failed"
+    assert without_hash(failed.name) == "trial-3.trial.failed"
     message = "exit status 1: some.DataError: no such file\nand more"
     assert failed.read_text() == f"{message}\n"
-    assert f"failed: made_up/dnn/trial-3: {message}" in capsys.readouterr().out
+    told = without_hash(capsys.readouterr().out)
+    assert re.search(rf"failed: made_up/dnn/trial-3-\w+: {message}", told)
 
     del fake.errors["dnn/trial-3"]
     driver(tmp_path).run()
     assert fake.started["dnn/trial-3", False] == 1
-    driver(tmp_path, retry=True).run()
+    assert driver(tmp_path, retry=True).run()
     assert fake.started["dnn/trial-3", False] == 2
     assert len(rows_of(tmp_path)) == 14
 
@@ -301,9 +399,9 @@ def test_two_trials_that_are_one_run_are_refused():
 def test_the_table_is_made_of_the_rows(tmp_path, fake):
     fake.errors["dcnv2/trial-2-seed-1"] = "DataError: gone"
     driver(tmp_path).run()
-    header, rule, dnn, dcnv2 = sweep.table("made_up", tmp_path / "results.jsonl").split(
-        "\n"
-    )
+    header, rule, dnn, dcnv2 = sweep.table(
+        "made_up", file=tmp_path / "results.jsonl"
+    ).split("\n")
     columns = [cell.strip() for cell in header.strip("|").split("|")]
     assert rule.count("---") == len(columns)
     cells = dict(zip(columns, map(str.strip, dnn.strip("|").split("|")), strict=True))
@@ -349,7 +447,7 @@ def test_trials_of_every_model_that_exists_can_be_run(name):
         assert len(commands) == 4
         for run in group.trials:
             workdir, config = parsed(run.arguments())
-            assert workdir.name == f"trial-{run.trial}"
+            assert workdir.name == f"trial-{run.trial}-{run.config_hash}"
             assert run_folder.hash_of(config) == run.config_hash
 
 

@@ -35,6 +35,12 @@ class Setup:
     selection_metric: str
     is_higher_better: bool
 
+    @property
+    def dataset_fingerprint(self) -> str:
+        """Of the examples of all three splits."""
+        names = "train", "valid", "test"
+        return "-".join(self.splits[name].fingerprint for name in names)
+
 
 def set_up(config: ExperimentConfig) -> Setup:
     """Checks everything that can be checked before the first step.

@@ -28,15 +28,17 @@ class MetricsWriter:
             workdir: existing run folder.
             tensorboard: whether to write TensorBoard events as well.
             resume_step: step of the checkpoint that the run goes on from. Lines of
-                later steps are dropped, because the run will write them again; 0 =
-                from the start, which drops all.
+                later steps, and the test split's, are dropped, because the run will
+                write them again; 0 = from the start, which drops all.
         """
         folder = pathlib.Path(workdir)
         path = folder / FILE_NAME
         kept = []
         if resume_step and path.exists():
             kept = [
-                line for line in read_metrics(folder) if line["step"] <= resume_step
+                line
+                for line in read_metrics(folder)
+                if line["step"] <= resume_step and line["split"] != "test"
             ]
         # A kill between truncation and writing would lose the history: replace at once.
         draft = path.with_suffix(".jsonl.part")

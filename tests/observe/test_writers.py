@@ -56,6 +56,16 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 10))
 
 
+def test_resuming_drops_the_test_line_which_comes_again_at_the_end(tmp_path):
+    for _ in range(2):
+        writer = MetricsWriter(tmp_path, tensorboard=False, resume_step=5)
+        for split in ("valid", "test"):
+            writer.write(step=5, split=split, epoch=1, values={})
+        writer.close()
+    lines = [line["split"] for line in read_metrics(tmp_path)]
+    assert lines == ["valid", "valid", "test"]
+
+
 def test_starting_over_drops_everything(tmp_path):
     written(tmp_path, range(1, 8))
     written(tmp_path, [1, 2])

@@ -288,6 +288,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         "num_active_dense_parameters": cost.num_active_dense_parameters,
         "num_table_parameters": cost.num_table_parameters,
         "flops_per_example": cost.flops_per_example,
+        "product_flops_per_example": cost.product_flops_per_example,
         "table_bytes_per_example": traffic.table_bytes_per_example(
             config,
             steps.engine,

@@ -119,8 +119,11 @@ def over_examples_and_seeds(
     if paired:
         draws = _draws(resampled - resampled_baseline, level, rng, vary=has_seeds)
     else:
-        draws = _draws(resampled, level, rng, vary=has_seeds)
-        draws = draws - _draws(resampled_baseline, level, rng, vary=has_seeds)
+        sides = [(values, resampled, 1), (baseline, resampled_baseline, -1)]
+        sides.sort(key=lambda side: tuple(side[0]))  # A − B shall be −(B − A)
+        draws = np.zeros(resampled.shape[1])
+        for _, own, sign in sides:
+            draws += sign * _draws(own, level, rng, vary=has_seeds)
     draws = draws[np.isfinite(draws)]
     low = high = float("nan")
     if len(draws):

@@ -8,7 +8,8 @@ and no parameter is made. Conventions:
                counts for the experts that an example is routed to.
     training   3 × forward: the backward pass has two products for each of the forward
                pass. Auxiliary heads, optimizer and recomputation are not in it.
-    MFU        training FLOPs per second / (devices · peak), `rankax.observe.peaks`.
+    MFU        training FLOPs per second / (devices · peak), `rankax.observe.peaks`, of
+               matrix products alone: the peak is that of the units which make them.
 """
 
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ class Cost:
         num_table_parameters: in all tables.
         flops_per_example: of the forward pass; None = its program has parts whose
             arithmetic cannot be counted.
+        product_flops_per_example: those of matrix products among them.
         table_bytes_per_example: between tables and memory, in training.
         wire_bytes_per_step: that each device sends, in training.
         num_devices: N.
@@ -48,6 +50,7 @@ class Cost:
     num_active_dense_parameters: int
     num_table_parameters: int
     flops_per_example: float | None
+    product_flops_per_example: float | None
     table_bytes_per_example: float
     wire_bytes_per_step: float
     num_devices: int
@@ -62,14 +65,15 @@ class Cost:
     def speed(self, examples_per_second: float) -> dict[str, float]:
         """Returns `tflops_per_second` of a device, and `mfu` where its peak is known.
 
-        Empty where the FLOPs are unknown.
+        Both are of matrix products, forward and backward; empty where unknown.
 
         Args:
             examples_per_second: trained on, by all devices together.
         """
-        if self.train_flops_per_example is None:
+        if self.product_flops_per_example is None:
             return {}
-        rate = self.train_flops_per_example * examples_per_second / self.num_devices
+        flops = 3 * self.product_flops_per_example
+        rate = flops * examples_per_second / self.num_devices
         values = {"tflops_per_second": rate / 1e12}
         if self.peak_flops_per_second:
             values["mfu"] = rate / self.peak_flops_per_second
@@ -114,14 +118,16 @@ def account(config: ExperimentConfig, schema: Schema, engine: TableEngine) -> Co
     try:
         operations = forward_operations(model, schema, dims, batch_size=batch_size)
         flops_per_example = operations.flops / batch_size
+        product_flops_per_example = operations.products / batch_size
     except NotImplementedError:  # a kernel of the user's own: no reason not to train
-        flops_per_example = None
+        flops_per_example = product_flops_per_example = None
     device = engine.mesh.devices.flat[0]
     return Cost(
         num_dense_parameters=num_parameters,
         num_active_dense_parameters=num_parameters - num_inactive,
         num_table_parameters=engine.plan.num_parameters,
         flops_per_example=flops_per_example,
+        product_flops_per_example=product_flops_per_example,
         table_bytes_per_example=traffic.table_bytes_per_example(config, engine),
         wire_bytes_per_step=traffic.wire_bytes_per_step(config, engine, params),
         num_devices=engine.mesh.size,

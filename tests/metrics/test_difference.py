@@ -127,3 +127,13 @@ def test_identical_values_have_a_t_interval_of_no_width():
     for paired in (False, True):
         delta = over_seeds(same, same, paired=paired)
         assert (delta.value, delta.low, delta.high, delta.sign) == (0, 0, 0, 0)
+
+
+def test_swapping_two_models_of_different_seeds_swaps_the_interval():
+    rng = np.random.default_rng(3)
+    left, right = rng.normal(0.8, 0.01, 3), rng.normal(0.79, 0.01, 2)
+    draws = [v[:, None] + rng.normal(0, 0.01, 500) for v in (left, right)]
+    one = over_examples_and_seeds(left, right, *draws, paired=False)
+    other = over_examples_and_seeds(right, left, *draws[::-1], paired=False)
+    assert one.low == pytest.approx(-other.high, abs=1e-12)
+    assert one.high == pytest.approx(-other.low, abs=1e-12)

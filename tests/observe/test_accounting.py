@@ -317,8 +317,11 @@ def test_a_run_with_experts_is_charged_for_the_active_ones():
     inactive = 2 * 4 * (7 - 3) * ONE_EXPERT
     assert found.num_dense_parameters - found.num_active_dense_parameters == inactive
     assert f"({found.num_active_dense_parameters:,} active)" in str(found)
-    executed = operations(reference, ids(8)).flops / BATCH
-    assert executed - found.flops_per_example == pytest.approx(2 * inactive, rel=0.2)
+    executed = operations(reference, ids(8))
+    more = executed.flops / BATCH - found.flops_per_example
+    assert more == pytest.approx(2 * inactive, rel=0.2)
+    more = executed.products / BATCH - found.product_flops_per_example
+    assert more == pytest.approx(2 * inactive, rel=0.05)
 
 
 def test_a_model_whose_flops_cannot_be_counted_has_the_other_costs(monkeypatch):
@@ -475,7 +478,8 @@ def make_cost(**changes):
         num_dense_parameters=10,
         num_active_dense_parameters=10,
         num_table_parameters=20,
-        flops_per_example=2e9,
+        flops_per_example=3e9,
+        product_flops_per_example=2e9,
         table_bytes_per_example=1.0,
         wire_bytes_per_step=0.0,
         num_devices=4,
@@ -484,7 +488,7 @@ def make_cost(**changes):
     return dataclasses.replace(cost, **changes)
 
 
-def test_utilisation_is_training_flops_over_the_peak_of_all_devices():
+def test_utilisation_is_flops_of_training_products_over_the_peak_of_all_devices():
     # 3 · 2 GFLOP · 10,000 / s = 60 TFLOP/s on four devices of 100 TFLOP/s.
     speed = make_cost().speed(10_000)
     assert speed["tflops_per_second"] == pytest.approx(15)

@@ -137,7 +137,9 @@ def test_the_run_folder_holds_curves_events_and_a_report(finished):
         "test",
     ]
     assert lines[0]["loss"] > 0 and 0 <= lines[0]["input_wait"] <= 1
-    rate = 3 * result["flops_per_example"] * lines[0]["examples_per_second"] / 1e12
+    rate = (
+        3 * result["product_flops_per_example"] * lines[0]["examples_per_second"] / 1e12
+    )
     num_devices = result["hardware"]["num_devices"]
     assert lines[0]["tflops_per_second"] == pytest.approx(rate / num_devices)
     assert "mfu" not in lines[0]

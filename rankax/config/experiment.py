@@ -11,6 +11,7 @@ import itertools
 import math
 
 from rankax.config.base import Config, ConfigError, suggest
+from rankax.config.ranges import RangedConfig
 
 DENSE_OPTIMIZERS = ("adam", "adamw", "adagrad", "sgd")
 # Row optimizer -> those of its options that not all of them use.
@@ -103,6 +104,7 @@ class TableSpec:
         dim: D.
         init: "normal" (scale = standard deviation) or "uniform" (scale = bound).
         init_scale: see `init`.
+        fields: those whose ids are looked up in this role; () = all of the table.
     """
 
     name: str
@@ -111,6 +113,7 @@ class TableSpec:
     dim: int
     init: str = "normal"
     init_scale: float = 1e-4
+    fields: tuple[str, ...] = ()
 
 
 def tables_for_role(
@@ -173,7 +176,7 @@ class TablesConfig(Config):
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class BackboneConfig(Config):
+class BackboneConfig(RangedConfig):
     """Base of every backbone's configuration."""
 
     def tables(
@@ -184,7 +187,7 @@ class BackboneConfig(Config):
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class SequenceConfig(Config):
+class SequenceConfig(RangedConfig):
     """Base of every sequence encoder's configuration."""
 
 
@@ -465,6 +468,11 @@ def _rules(config: ExperimentConfig) -> list[str]:
             "model.backbone is not set; choose one of rankax.models.backbones, "
             "for example DCNv2Config()"
         )
+    for section, part in (
+        ("model.backbone", config.model.backbone),
+        ("model.sequence", config.model.sequence),
+    ):
+        problems += [f"{section}.{problem}" for problem in part.broken_rules()]
     if type(data.source) is SourceConfig:
         problems.append("data.source is not set; use ParquetConfig or SyntheticConfig")
     if isinstance(data.source, ParquetConfig) and not data.source.path:

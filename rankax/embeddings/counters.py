@@ -53,7 +53,7 @@ def count_ids(
         is_counted = None
     if is_counted is not None:
         ids = np.where(is_counted[:, None], ids, -1)
-    blocks = ids.reshape(local_devices, -1, ids.shape[1])
+    blocks = ids.reshape(local_devices, len(ids) // local_devices, ids.shape[1])
     default = np.zeros((local_devices, ids.shape[1]), np.int32)
     if plan.default_rows:
         rows = [plan.default_rows.get(name, -2) for name in plan.column_tables]
@@ -110,14 +110,12 @@ def accumulate(total: Counts | None, counts: Counts) -> Counts:
 
 def summarize(plan: TablePlan, total: Counts) -> Summary:
     """Returns one record per table from the accumulated counts of some steps."""
-    columns: dict[str, list[int]] = {}
-    for k, name in enumerate(plan.column_tables):
-        columns.setdefault(name, []).append(k)
     summary: Summary = {}
     for part in plan.parts:
         group = total["groups"].get(part.name)
         for index, placed in enumerate(part.tables):
-            own = columns.get(placed.spec.name, [])
+            pairs = zip(part.columns, part.column_tables, strict=True)
+            own = [k for k, table in pairs if table == index]
             record: dict[str, float] = {
                 "looked_up": int(total["looked_up"][own].sum()),
                 "out_of_vocabulary": int(total["default"][own].sum()),

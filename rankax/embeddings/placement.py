@@ -208,6 +208,7 @@ def plan_tables(
     specs: Sequence[TableSpec],
     *,
     column_tables: Sequence[str],
+    column_fields: Sequence[str] = (),
     config: TablesConfig,
     num_devices: int,
     default_rows: Mapping[str, int] = types.MappingProxyType({}),
@@ -217,6 +218,7 @@ def plan_tables(
     Args:
         specs: the backbone's tables.
         column_tables: table name of each of the K columns of the batch's ids.
+        column_fields: its field; needed where a spec is for some fields alone.
         config: layout options.
         num_devices: N.
         default_rows: see `TablePlan`.
@@ -253,7 +255,13 @@ def plan_tables(
                 f"tables of role {role!r} differ in (dim, init): {kinds}; one role has "
                 "one width and one kind of initialisation"
             )
-        unused = sorted(names.keys() - set(column_tables))
+        read = [
+            k
+            for k, name in enumerate(column_tables)
+            if name in names
+            and (not names[name].fields or column_fields[k] in names[name].fields)
+        ]
+        unused = sorted(names.keys() - {column_tables[k] for k in read})
         if unused:
             raise ConfigError(
                 f"the backbone declares table {unused[0]!r} for role {role!r}, but no "
@@ -269,7 +277,7 @@ def plan_tables(
             parts.append(_sharded(f"{role}_{index}", role, members, shards))
         for part in parts:
             members = [table.spec.name for table in part.tables]
-            columns = [k for k, name in enumerate(column_tables) if name in members]
+            columns = [k for k in read if column_tables[k] in members]
             part = dataclasses.replace(
                 part,
                 columns=tuple(columns),

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rankax.config.base import ConfigError, suggest
+from rankax.config.base import Config, ConfigError, suggest
 from rankax.config.experiment import (  # re-exported: all that a model file needs
     BackboneConfig,
     TableSpec,
     tables_for_role,
 )
+from rankax.config.ranges import option, unused
 
 __all__ = [
     "BackboneConfig",
@@ -35,8 +36,11 @@ __all__ = [
     "TableSpec",
     "build_backbone",
     "named_config",
+    "option",
     "register_backbone",
     "tables_for_role",
+    "unused",
+    "unused_without_mlp",
 ]
 
 
@@ -173,6 +177,15 @@ class EmbeddingBackboneConfig(BackboneConfig):
         )
 
 
+def unused_without_mlp(config: Config, *names: str) -> list[str]:
+    """Lists options of the MLP that were set although `hidden_dims` is empty."""
+    if dict(config.options())["hidden_dims"]:
+        return []
+    return unused(
+        config, names, "is of the MLP, but hidden_dims is empty; set hidden_dims"
+    )
+
+
 _BACKBONES: dict[type[BackboneConfig], Callable[..., nnx.Module]] = {}
 _Backbone = TypeVar("_Backbone", bound=type[nnx.Module])
 
@@ -218,7 +231,8 @@ def build_backbone(
     """Builds the backbone that its configuration class is registered for.
 
     Raises:
-        ConfigError: nothing is registered for this configuration class.
+        ConfigError: nothing is registered for this configuration class, or its options
+            are out of range or do not fit each other.
     """
     if type(config) not in _BACKBONES:
         raise ConfigError(
@@ -226,4 +240,7 @@ def build_backbone(
             "module with @register_backbone and import it in "
             "rankax/models/backbones/__init__.py"
         )
+    broken = [f"model.backbone.{problem}" for problem in config.broken_rules()]
+    if broken:
+        raise ConfigError("; ".join(broken))
     return _BACKBONES[type(config)](config, inputs, rngs=rngs)

@@ -63,9 +63,13 @@ class Ranker(nnx.Module):
         Args:
             config: model configuration.
             schema: fields and tasks.
-            dims: role -> D of the looked-up rows.
+            dims: role -> D of the looked-up rows; without tables those that the
+                backbone would have.
             rngs: initialisation randomness.
         """
+        if not schema.slots:  # numeric fields alone: no table tells the widths
+            specs = config.backbone.tables({"": 1}, num_tasks=len(schema.tasks))
+            dims = {spec.role: spec.dim for spec in specs}
         self.inputs = InputSpec(
             tokens=tuple(name for slot in schema.slots for name in _tokens(slot)),
             dims=dict(dims),
@@ -163,11 +167,12 @@ class Ranker(nnx.Module):
                 "packed array of that name"
             )
         embedded = {
-            role: jnp.concatenate(
-                self._combine(role, x, lengths, bag_weights, rngs), axis=1
-            )
-            for role, x in rows.items()
+            role: jnp.zeros((len(numeric), 0, dim))  # without ids there are no tokens
+            for role, dim in self.inputs.dims.items()
         }
+        for role, x in rows.items():
+            pieces = self._combine(role, x, lengths, bag_weights, rngs)
+            embedded[role] = jnp.concatenate(pieces, axis=1)
         features = Features(
             embedded=embedded, numeric=numeric, sequences=self._events(rows, lengths)
         )

@@ -60,9 +60,10 @@ def shardings(params: Any, mesh: Mesh) -> Any:
         for size, axis, name in zip(shape, axes, names, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise ConfigError(
-                    f"{jax.tree_util.keystr(path)} has {size} along {name!r}, which "
-                    f"{mesh.shape[axis]} devices along {axis!r} cannot share; choose a "
-                    f"multiple of {mesh.shape[axis]}, or mesh.{axis} = 1"
+                    f"mesh.{axis} = {mesh.shape[axis]} cannot share the {size} {name}s "
+                    f"of {jax.tree_util.keystr(path)}; set mesh.{axis} to a divisor of "
+                    f"{size}, or num_{name}s (and num_heads) of model.backbone to a "
+                    f"multiple of {mesh.shape[axis]}"
                 )
         return NamedSharding(mesh, PartitionSpec(*axes))
 

@@ -45,6 +45,7 @@ def plan_for(
     plan = plan_tables(
         specs,
         column_tables=columns,
+        column_fields=[slot.field for slot in schema.slots for _ in range(slot.width)],
         config=config.tables,
         num_devices=num_devices,
         default_rows=schema.default_rows,

@@ -315,10 +315,10 @@ def test_finalmlp_gates_take_their_context_from_tables_of_their_own():
         hidden_dims2=(4,),
     )
     specs = config.tables({"f0": 10, "f1": 20, "f2": 30}, num_tasks=2)
-    assert [(s.role, s.name, s.num_rows, s.dim) for s in specs[3:]] == [
-        ("gate1", "f2", 30, 4),
-        ("gate1", "f0", 10, 4),
-        ("gate2", "f1", 20, 4),
+    assert [(s.role, s.name, s.num_rows, s.dim, s.fields) for s in specs[3:]] == [
+        ("gate1", "f2", 30, 4, ("f2",)),
+        ("gate1", "f0", 10, 4, ("f0",)),
+        ("gate2", "f1", 20, 4, ("f1",)),
     ]
     inputs = make_inputs(num_numeric=1, num_tasks=2, embedding=4, gate1=4, gate2=4)
     model = build(lambda: FinalMLP(config, inputs, rngs=nnx.Rngs(0)))
@@ -369,18 +369,30 @@ def test_dcnv2_stacked_feeds_the_crosses_to_the_mlp():
     [
         (AutoIntConfig(num_heads=3), "attention_dim = 64 cannot be split into 3 heads"),
         (DCNv2Config(num_experts=4), "num_experts = 4 .* low_rank is 0; set low_rank"),
-        (DCNv2Config(structure="paralel"), "unknown; did you mean 'parallel'"),
+        (
+            DCNv2Config(structure="stacked", hidden_dims=()),
+            "structure = 'stacked' .* hidden_dims is empty; .* leave it at 'parallel'",
+        ),
+        (
+            DCNv2Config(structure="paralel"),
+            "structure .* unknown; did you mean 'parallel'",
+        ),
         (FinalMLPConfig(num_heads=5), r"hidden_dims = .* multiple of .* = 5"),
-        (FinalMLPConfig(hidden_dims2=()), r"hidden_dims2 = \(\) must end in"),
-        (FinalMLPConfig(gate2_fields=("usr",)), "gate2_fields .* did you mean 'user'"),
+        (FinalMLPConfig(hidden_dims2=()), r"hidden_dims2 = \(\) must not be empty"),
         (
             FinalMLPConfig(gate1_fields=("user",), use_feature_selection=False),
-            r"gate1_fields = \('user',\), but there are no gates",
+            r"gate1_fields = \('user',\) is of the gates, but there are none",
         ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(config, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=rf"model\.backbone\.{message}"):
+        build_backbone(config, make_inputs(), rngs=nnx.Rngs(0))
+
+
+def test_a_context_field_without_a_table_of_its_own_is_refused():
+    config = FinalMLPConfig(gate2_fields=("usr",))
+    with pytest.raises(ConfigError, match=r"gate2_fields .* did you mean 'user'"):
         config.tables({"user": 5, "item": 5}, num_tasks=1)
 
 

@@ -1,5 +1,6 @@
 """INFNet: counts of the paper's formulas, masks, symmetries, and what it can learn."""
 
+import dataclasses
 import functools
 import math
 
@@ -23,7 +24,13 @@ from rankax.layers.hub_blocks import (
 )
 from rankax.layers.hub_tokens import EventHubs, FieldHubs
 from rankax.models.backbones.infnet import INFNet, INFNetConfig
-from rankax.models.base import Events, Features, InputSpec, SequenceSpec
+from rankax.models.base import (
+    Events,
+    Features,
+    InputSpec,
+    SequenceSpec,
+    build_backbone,
+)
 
 BATCH, DIM = 6, 8
 SEQUENCES = ((2, 4), (1, 3))  # columns, places
@@ -55,7 +62,6 @@ def make(*, sequences=SEQUENCES, num_tasks=3, num_numeric=1, dtype=None, **optio
         dtype=dtype,
     )
     config = INFNetConfig(**(SMALL | options))
-    config.tables({"a": 1}, num_tasks=num_tasks)
     rng = np.random.default_rng(0)
 
     def normal(*shape):
@@ -73,7 +79,8 @@ def make(*, sequences=SEQUENCES, num_tasks=3, num_numeric=1, dtype=None, **optio
         numeric=normal(BATCH, num_numeric),
         sequences=events,
     )
-    return randomized(lambda: INFNet(config, spec, rngs=nnx.Rngs(0))), features
+    model = randomized(lambda: build_backbone(config, spec, rngs=nnx.Rngs(0)))
+    return model, features
 
 
 def replace_events(features, function):
@@ -211,26 +218,38 @@ def softmax(x):
     return e / e.sum()
 
 
-def test_attention_equals_a_loop_over_heads_and_valid_keys():
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("num_queries", [2, 3])  # of two heads: below, above the tokens
+def test_attention_equals_a_loop_over_heads_and_valid_tokens(num_queries, use_bias):
     rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=(3, n, 6)).astype(np.float32) for n in (2, 5, 5))
+    q, x = (
+        rng.normal(size=(3, n, 6)).astype(np.float32) for n in (num_queries, 5)
+    )
     valid = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], bool)
-    want = np.zeros((3, 2, 6))
-    for b in range(2):  # the last example has no key: zeros
-        for i in range(2):
+    key, value = (
+        randomized(nnx.Linear(6, 6, use_bias=use_bias, rngs=nnx.Rngs(i)), seed=i)
+        for i in range(2)
+    )
+    k, v = dense(key, x), dense(value, x)
+    want = np.zeros((3, num_queries, 6))
+    for b in range(2):  # the last example has no token: zeros
+        for i in range(num_queries):
             for part in (slice(0, 3), slice(3, 6)):
-                keys = k[b, valid[b], part].astype(np.float64)
-                weights = softmax(keys @ q[b, i, part] / math.sqrt(3))
+                weights = softmax(k[b, valid[b], part] @ q[b, i, part] / math.sqrt(3))
                 want[b, i, part] = weights @ v[b, valid[b], part]
 
     @jax.jit
-    def apply(q, k, v):
+    def apply(q, x):
         out, transpose = jax.vjp(
-            lambda *x: attend(*x, num_heads=2, is_valid=jnp.asarray(valid)), q, k, v
+            lambda q, x: attend(
+                q, x, key, value, num_heads=2, is_valid=jnp.asarray(valid)
+            ),
+            q,
+            x,
         )
         return out, transpose(out)
 
-    got, gradients = apply(q, k, v)
+    got, gradients = apply(q, x)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(got[2], 0)
     assert all(np.isfinite(g).all() and np.any(g) for g in gradients)
@@ -503,6 +522,21 @@ def test_the_size_of_embeddings_means_nothing_where_tokens_are_normed():
     )
 
 
+def test_the_size_of_a_number_means_something_where_tokens_are_normed():
+    model, features = make(sequences=(), token_norm=True)
+    twice = dataclasses.replace(features, numeric=2 * features.numeric)
+    change = np.abs(run(model, twice) - run(model, features)).max(axis=(1, 2))
+    assert (change > 1e-3).all()
+
+
+def test_the_second_version_can_do_without_shared_tasks():
+    model, features = make(num_shared_tasks=0, sequences=())
+    tokens, _ = jax.eval_shape(lambda: model.tokens(features))
+    assert tokens[hubs_of(TASKS)].shape == (BATCH, 3, 4)
+    out = np.asarray(run(model, features))
+    assert np.isfinite(out).all() and out.std() > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, V1, {"sequences": ()}])
 def test_every_parameter_gets_a_gradient(options):
@@ -625,7 +659,7 @@ def test_it_learns_xor_of_a_field_and_the_target_in_the_history(options):
         ({"variant": "v3"}, "variant = 'v3' is unknown; "),
         ({"hub_init": "means"}, "hub_init = 'means' is unknown; did you mean 'mean'"),
         ({"num_blocks": 1}, "num_blocks = 1 must be at least 2"),
-        ({"num_shared_tasks": 0}, "num_shared_tasks = 0 must be at least 1"),
+        (V1 | {"num_shared_tasks": 0}, "num_shared_tasks = 0 leaves the tasks of 'v1'"),
         ({"v1_residual": False}, "v1_residual = False is of 'v1' only"),
         ({"v1_share_sources": False}, "v1_share_sources = False is of 'v1' only"),
         (V1 | {"use_positions": False}, "use_positions = False is of 'v2' only"),

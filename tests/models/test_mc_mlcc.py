@@ -1,5 +1,6 @@
 """MC-MLCC's crossing against loops over its definition, and its options."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -12,8 +13,8 @@ from random_module import randomized, run
 
 from rankax.config.base import ConfigError
 from rankax.layers.norms import unit_rms
-from rankax.models.backbones.mc_mlcc import MCMLCC, LayeredCrossing, MCMLCCConfig
-from rankax.models.base import Features, InputSpec
+from rankax.models.backbones.mc_mlcc import LayeredCrossing, MCMLCCConfig
+from rankax.models.base import Features, InputSpec, build_backbone
 
 ACTIVATIONS = {
     "": lambda z: z,
@@ -92,7 +93,6 @@ def make(**options):
     } | options
     config = MCMLCCConfig(**options)
     width = config.num_channels * config.channel_dim
-    config.tables({"a": 5}, num_tasks=1)
     spec = InputSpec(
         tokens=tuple("abcd"),
         dims={"embedding": width},
@@ -106,7 +106,7 @@ def make(**options):
         },
         numeric=jnp.asarray(rng.normal(size=(3, 1)), jnp.float32),
     )
-    build = functools.partial(MCMLCC, config, spec)
+    build = functools.partial(build_backbone, config, spec)
     return build, features
 
 
@@ -119,6 +119,7 @@ def test_all_blocks_but_the_last_keep_the_channels_and_add_up():
     x = np.concatenate([features.embedded["embedding"], of_number], axis=1)
     for i in range(3):
         rms = np.sqrt((x**2).mean(axis=-1, keepdims=True))
+        rms[:, 4:] = 1  # the number keeps its size
         out = np.asarray(run(model.gates[i], run(model.crossings[i], x / rms)))
         x = x + out if i < 2 else out
     assert x.shape == (3, 5, 4)
@@ -142,12 +143,34 @@ def test_blocks_have_the_counted_parameters():
 
 def test_normed_tokens_wake_the_crosses_of_small_embeddings():
     x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-    normed = np.asarray(unit_rms(jnp.asarray(1e-3 * x)))
+    normed = np.asarray(unit_rms(jnp.asarray(1e-2 * x)))
     np.testing.assert_allclose((normed**2).mean(axis=-1), 1, rtol=1e-4)
     np.testing.assert_allclose(unit_rms(jnp.asarray(x)), normed, rtol=1e-4)
-    zeros = jnp.zeros((1, 1, 4))  # an empty list
-    value, gradient = jax.value_and_grad(lambda x: unit_rms(x).sum())(zeros)
-    assert value == 0 and np.isfinite(gradient).all()
+    smallest = np.asarray(unit_rms(jnp.full((1, 4), 1e-4)))  # as tables of INFNet start
+    np.testing.assert_allclose(smallest, 1, rtol=0.01)
+
+
+def test_a_row_of_zeros_stays_zero_and_gets_a_gradient_near_that_of_a_small_row():
+    def slope(x):
+        return np.abs(jax.jacobian(unit_rms)(jnp.asarray(x))).max()
+
+    zeros = np.zeros(4, np.float32)  # an empty list, or what such a row was trained to
+    np.testing.assert_array_equal(unit_rms(jnp.asarray(zeros)), 0)
+    small = 1e-4 * np.array([1, -1, 1, 1], np.float32)
+    assert 0 < slope(zeros) < 20 * slope(small)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_the_norm_leaves_numbers_their_size(num_blocks):
+    build, features = make(num_blocks=num_blocks, token_norm=True)
+    model = randomized(lambda: build(rngs=nnx.Rngs(0)))
+    want = np.asarray(run(model, features))
+    twice = dataclasses.replace(features, numeric=2 * features.numeric)
+    assert np.abs(run(model, twice) - want).max(axis=-1).min() > 0.01
+    if num_blocks == 1:  # later blocks add up what they got
+        rows = {"embedding": 3 * features.embedded["embedding"]}
+        larger = dataclasses.replace(features, embedded=rows)
+        np.testing.assert_allclose(run(model, larger), want, rtol=1e-4, atol=1e-5)
 
 
 def dot_generals(jaxpr):
@@ -206,5 +229,6 @@ def test_batch_norm_is_in_the_mlp():
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, message):
+    build, _ = make(**options)
     with pytest.raises(ConfigError, match=message):
-        make(**options)
+        build(rngs=nnx.Rngs(0))

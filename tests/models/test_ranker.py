@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rankax.config.experiment import ModelConfig, ParquetConfig
+from rankax.config.base import ConfigError
+from rankax.config.experiment import ExperimentConfig, ModelConfig, ParquetConfig
 from rankax.data import packing
 from rankax.data.card import (
     Card,
@@ -23,9 +24,12 @@ from rankax.data.card import (
 from rankax.data.dataset_writer import DatasetWriter
 from rankax.data.schema import Schema
 from rankax.data.source import load_card, open_split
+from rankax.embeddings import counters
 from rankax.layers import pooling
 from rankax.models import base
 from rankax.models.ranker import Ranker
+from rankax.parallel import mesh as meshes
+from rankax.training.step import Steps
 
 NUM_ROWS = {"item": 7, "tag": 9}
 CARD = Card(
@@ -205,6 +209,106 @@ def test_every_value_of_a_vector_reaches_the_logits(tmp_path):
     assert (jnp.abs(slopes) > 1e-4).all()
     moved = logits(numeric.at[0, 2].add(1.0))
     assert moved[0] != logits(numeric)[0] and moved[1] == logits(numeric)[1]
+
+
+NUMBERS = Schema.select(
+    Card(
+        name="numbers",
+        tables=(),
+        fields=tuple(NumericField(name=name) for name in "abc"),
+        labels=tuple(Label(name=name) for name in ("click", "buy")),
+        splits={"train": Split(num_rows=8)},
+    )
+)
+
+
+def make_steps(schema, backbone, num_devices=1):
+    config = ExperimentConfig()
+    config.model.backbone = backbone
+    mesh = meshes.make_mesh(devices=jax.devices()[:num_devices])
+    return Steps(config, schema, mesh)
+
+
+@pytest.mark.parametrize("model", sorted(base.registered()))
+def test_every_model_takes_numeric_fields_alone(model):
+    options = {"interaction": "cat"} if model == "dlrm" else {}
+    backbone = base.named_config(model, **options)
+    ranker = nnx.eval_shape(
+        lambda: Ranker(ModelConfig(backbone=backbone), NUMBERS, {}, rngs=nnx.Rngs(0))
+    )
+    assert ranker.inputs.num_fields == 0 and ranker.inputs.num_numeric == 3
+    ranker.eval()
+    graph, state = nnx.split(ranker)
+
+    def logits(state, numeric):
+        return nnx.merge(graph, state)({}, jnp.zeros((8, 0), jnp.int32), numeric)
+
+    numeric = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+    assert jax.eval_shape(logits, state, numeric).shape == (8, 2)
+    assert jax.eval_shape(jax.grad(lambda *x: logits(*x).sum()), state, numeric)
+
+
+def test_a_run_of_numeric_fields_alone_learns_from_them():
+    steps = make_steps(NUMBERS, base.named_config("lr"), num_devices=2)
+    assert steps.engine.plan.parts == ()
+    rng = np.random.default_rng(0)
+    arrays = {
+        "ids": np.zeros((8, 0), np.int32),
+        "lengths": np.zeros((8, 0), np.int32),
+        "numeric": rng.normal(size=(8, 3)).astype(np.float32),
+        "labels": rng.integers(0, 2, (8, 2)).astype(np.float32),
+        "weight": np.ones(8, np.float32),
+    }
+    batch = steps.to_devices(arrays)
+    state = steps.init_state()
+    losses = []
+    for _ in range(3):
+        state, metrics, _ = steps.train(state, batch, factor=10.0)
+        losses.append(float(metrics["loss"]))
+    assert losses[2] < losses[1] < losses[0]
+    logits, _ = steps.evaluate(state, batch)
+    weights = state.params["network"]["backbone"]
+    want = arrays["numeric"] @ np.asarray(weights["numeric"]) + weights["bias"]
+    np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-6)
+
+
+def test_products_of_pairs_of_tokens_need_more_than_the_one_of_the_numbers():
+    with pytest.raises(ConfigError, match=r"pairs of tokens, but the run has 1; add"):
+        make_steps(NUMBERS, base.named_config("dlrm"))
+
+
+def test_gate_tables_are_looked_up_for_their_context_field_alone():
+    schema = Schema.select(
+        Card(
+            name="toy",
+            tables=tuple(Table(name=n, num_rows=20) for n in ("user", "item")),
+            fields=(
+                CategoricalField(name="user", table="user"),
+                CategoricalField(name="item", table="item"),
+                SequenceField(
+                    name="history",
+                    max_length=5,
+                    columns=(SequenceColumn(name="item", table="item", column="h"),),
+                ),
+            ),
+            labels=(Label(name="click"),),
+            splits={"train": Split(num_rows=8)},
+        )
+    )
+    options = {"hidden_dims": (4,), "hidden_dims2": (4,), "gate1_fields": ("item",)}
+    steps = make_steps(schema, base.named_config("finalmlp", **options))
+    columns = {part.role: part.columns for part in steps.engine.plan.parts}
+    assert columns == {"embedding": tuple(range(7)), "gate1": (1,)}
+    ids = np.random.default_rng(0).integers(0, 20, (8, 7))
+    ids[:, 5:] = -1
+    counts = counters.sum_over_devices(steps.engine.route(ids.astype(np.int32)))
+    summary = counters.summarize(steps.engine.plan, counts)
+    looked_up = {name: record["looked_up"] for name, record in summary.items()}
+    assert looked_up == {
+        "embedding/user": 8,
+        "embedding/item": 8 + 8 * 3,
+        "gate1/item": 8,
+    }
 
 
 def test_gradients_of_a_weighted_mean_are_its_weights():

@@ -245,5 +245,5 @@ def test_an_encoder_that_nothing_uses_is_refused():
 def test_encoders_that_are_not_known_or_empty_are_refused():
     with pytest.raises(ConfigError, match=r"is a SequenceConfig, for which no encoder"):
         make_ranker(SequenceConfig())
-    with pytest.raises(ConfigError, match=r"hidden_dims is empty"):
+    with pytest.raises(ConfigError, match=r"model\.sequence\.hidden_dims = \(\) must"):
         make_ranker(DINConfig(hidden_dims=()))

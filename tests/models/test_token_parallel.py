@@ -12,13 +12,17 @@ import pytest
 import tokenmixer_reference as reference
 
 from rankax.config.base import ConfigError
+from rankax.config.experiment import ExperimentConfig
+from rankax.data.card import Card, CategoricalField, Label, Split, Table
+from rankax.data.schema import Schema
 from rankax.models.backbones.tokenmixer_large import (
     TokenMixerLarge,
     TokenMixerLargeConfig,
 )
-from rankax.models.base import Features, InputSpec
+from rankax.models.base import Features, InputSpec, named_config
 from rankax.parallel import mesh as meshes
 from rankax.parallel import rules
+from rankax.training.step import Steps
 
 BATCH = 8
 SPEC = InputSpec(tokens=("a", "b", "c"), dims={"embedding": 4}, num_tasks=1)
@@ -153,12 +157,29 @@ def test_pins_are_nothing_without_a_split_model_axis():
         assert num_pins() > 8
 
 
-def test_devices_that_cannot_share_the_tokens_are_an_error():
-    with (
-        jax.set_mesh(make_mesh(1, 4)),
-        pytest.raises(
-            ConfigError,
-            match=r"mesh\.model = 4 must divide the 4 tokens and the 2 mixed",
-        ),
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("rankmixer", {"token_dim": 6, "num_tokens": 3}),
+        ("tokenmixer_large", {"token_dim": 6, "num_tokens": 3, "num_heads": 2}),
+        ("tokenmixer_large", {"token_dim": 6, "num_tokens": 4, "num_heads": 3}),
+    ],
+)
+def test_a_run_on_devices_that_cannot_share_the_tokens_is_refused(model, options):
+    schema = Schema.select(
+        Card(
+            name="toy",
+            tables=tuple(Table(name=name, num_rows=5) for name in SPEC.tokens),
+            fields=tuple(CategoricalField(name=n, table=n) for n in SPEC.tokens),
+            labels=(Label(name="click"),),
+            splits={"train": Split(num_rows=1)},
+        )
+    )
+    config = ExperimentConfig()
+    config.model.backbone = named_config(model, **options)
+    Steps(config, schema, make_mesh(4, 1))
+    with pytest.raises(
+        ConfigError,
+        match=r"mesh\.model = 2 cannot share the 3 tokens of .* num_tokens \(and num_h",
     ):
-        split(num_heads=2)
+        Steps(config, schema, make_mesh(2, 2))

@@ -17,7 +17,7 @@ from rankax.models.backbones.tokenmixer_large import (
     TokenMixerLarge,
     TokenMixerLargeConfig,
 )
-from rankax.models.base import Features, InputSpec
+from rankax.models.base import Features, InputSpec, build_backbone
 
 BATCH = 3
 
@@ -230,11 +230,14 @@ def test_few_inputs_make_few_tokens():
     [
         ({"residual": "equation"}, "'equation' normalises mixed tokens; set norm_site"),
         ({"norm_site": "mixd"}, "'mixd' is unknown; did you mean 'mixed'"),
-        ({"tokenizer_layers": 3}, "tokenizer_layers = 3 is not 1 or 2"),
+        ({"tokenizer_layers": 3}, "tokenizer_layers = 3 is unknown; known: 1, 2"),
         ({"num_blocks": 0}, "num_blocks = 0 must be at least 1"),
         ({"residual_interval": 2}, "= 2 would never apply: the last of num_blocks = 2"),
-        ({"residual_interval_mode": "mean"}, "'mean' needs residual_interval"),
-        ({"auxiliary_weight": 0.1}, "= 0.1 is of heads after every residual_interval"),
+        (
+            {"residual_interval_mode": "mean"},
+            "'mean' acts after every residual_interval",
+        ),
+        ({"auxiliary_weight": 0.1}, "= 0.1 acts after every residual_interval"),
         ({"num_experts": 4, "num_active_experts": 2}, "its router never learns"),
         ({"num_experts": 4}, "num_active_experts = 0 must be from 3 to num_experts"),
         (
@@ -251,7 +254,7 @@ def test_few_inputs_make_few_tokens():
 def test_options_that_do_not_fit_are_an_error(options, message):
     config, spec = TokenMixerLargeConfig(token_dim=8, **options), inputs(5, 3)
     with pytest.raises(ConfigError, match=message):
-        nnx.eval_shape(lambda: TokenMixerLarge(config, spec, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: build_backbone(config, spec, rngs=nnx.Rngs(0)))
 
 
 def test_products_have_the_compute_dtype_and_routers_do_not():

@@ -13,7 +13,6 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from rankax.config.base import ConfigError
 from rankax.layers.field_attention import FieldAttention
 from rankax.layers.first_order import FirstOrder
 from rankax.layers.linear import linear
@@ -26,6 +25,7 @@ from rankax.models.base import (
     InputSpec,
     TableSpec,
     register_backbone,
+    unused_without_mlp,
 )
 
 
@@ -57,16 +57,20 @@ class AutoIntConfig(EmbeddingBackboneConfig):
     use_batch_norm: bool = False
     dropout: float = 0.0
 
+    def problems(self) -> list[str]:
+        """Heads share the width equally; no MLP, no batch norm."""
+        problems = unused_without_mlp(self, "use_batch_norm")
+        if self.attention_dim % self.num_heads:
+            problems.append(
+                f"attention_dim = {self.attention_dim} cannot be split into "
+                f"{self.num_heads} heads; choose a multiple of num_heads"
+            )
+        return problems
+
     def tables(
         self, num_rows: Mapping[str, int], *, num_tasks: int
     ) -> tuple[TableSpec, ...]:
         """One embedding per row, with `use_wide` also one weight per row and task."""
-        if self.attention_dim % self.num_heads:
-            raise ConfigError(
-                f"model.backbone.attention_dim = {self.attention_dim} cannot be split "
-                f"into {self.num_heads} heads; choose a multiple of "
-                "model.backbone.num_heads"
-            )
         specs = EmbeddingBackboneConfig.tables(self, num_rows, num_tasks=num_tasks)
         if not self.use_wide:
             return specs

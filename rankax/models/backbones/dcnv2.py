@@ -7,22 +7,22 @@ stacked   h = MLP(cross(x))
 Published Frappe_x1 test AUC: 0.9838 ± 0.0005 (BARS, mean of 5 runs; parallel, full W).
 """
 
-from collections.abc import Mapping
 import dataclasses
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from rankax.config.base import ConfigError, suggest
 from rankax.layers.cross import CrossNet, LowRankCrossNet
 from rankax.layers.mlp import MLP
 from rankax.models.base import (
     EmbeddingBackboneConfig,
     Features,
     InputSpec,
-    TableSpec,
+    option,
     register_backbone,
+    unused,
+    unused_without_mlp,
 )
 
 STRUCTURES = ("parallel", "stacked")
@@ -42,7 +42,7 @@ class DCNv2Config(EmbeddingBackboneConfig):
         dropout: in the MLP.
     """
 
-    structure: str = "parallel"
+    structure: str = option("parallel", choices=STRUCTURES)
     num_cross_layers: int = 3
     low_rank: int = 0
     num_experts: int = 1
@@ -50,22 +50,13 @@ class DCNv2Config(EmbeddingBackboneConfig):
     use_batch_norm: bool = False
     dropout: float = 0.0
 
-    def tables(
-        self, num_rows: Mapping[str, int], *, num_tasks: int
-    ) -> tuple[TableSpec, ...]:
-        """Returns one embedding table per table of the card."""
-        if self.structure not in STRUCTURES:
-            raise ConfigError(
-                f"model.backbone.structure = {self.structure!r} is unknown; "
-                f"{suggest(self.structure, STRUCTURES)}"
-            )
-        if self.num_experts > 1 and not self.low_rank:
-            raise ConfigError(
-                f"model.backbone.num_experts = {self.num_experts} are experts of low "
-                "rank, but low_rank is 0; set low_rank (32 is usual), or num_experts "
-                "to 1"
-            )
-        return EmbeddingBackboneConfig.tables(self, num_rows, num_tasks=num_tasks)
+    def problems(self) -> list[str]:
+        """Experts are of low rank; structure, batch norm and dropout of the MLP."""
+        problems = unused_without_mlp(self, "structure", "use_batch_norm", "dropout")
+        if not self.low_rank:
+            why = "is of low rank, but low_rank is 0; set low_rank (32 is usual)"
+            problems += unused(self, ("num_experts",), why)
+        return problems
 
 
 @register_backbone(DCNv2Config)

@@ -12,7 +12,12 @@ import jax
 from rankax.layers.linear import linear
 from rankax.layers.mlp import MLP
 from rankax.models.backbones.fm import FM, FMConfig
-from rankax.models.base import Features, InputSpec, register_backbone
+from rankax.models.base import (
+    Features,
+    InputSpec,
+    register_backbone,
+    unused_without_mlp,
+)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -22,6 +27,10 @@ class DeepFMConfig(FMConfig):
     hidden_dims: tuple[int, ...] = (256, 128, 64)
     use_batch_norm: bool = False
     dropout: float = 0.0
+
+    def problems(self) -> list[str]:
+        """No MLP, no batch norm and dropout."""
+        return unused_without_mlp(self, "use_batch_norm", "dropout")
 
 
 @register_backbone(DeepFMConfig)

@@ -6,7 +6,6 @@ side by side instead of their products, which BARS found best on Frappe.
 Published Frappe_x1 test AUC: 0.9840 (BARS, best run, "cat"); Criteo_x1: 0.8138 ("dot").
 """
 
-from collections.abc import Mapping
 import dataclasses
 
 from flax import nnx
@@ -14,15 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rankax.config.base import ConfigError, suggest
-from rankax.layers.linear import operands
+from rankax.config.base import ConfigError
+from rankax.layers.linear import linear, operands
 from rankax.layers.mlp import MLP
 from rankax.models.base import (
     EmbeddingBackboneConfig,
     Features,
     InputSpec,
-    TableSpec,
+    option,
     register_backbone,
+    unused_without_mlp,
 )
 
 INTERACTIONS = ("dot", "cat")
@@ -30,32 +30,45 @@ INTERACTIONS = ("dot", "cat")
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DLRMConfig(EmbeddingBackboneConfig):
-    """The bottom MLP ends in one more layer, of the embeddings' width.
+    """The bottom MLP ends in one more layer, of the embeddings' width, without a norm.
 
     Attributes:
         interaction: "dot" or "cat".
-        bottom_dims: hidden widths of the MLP on numeric fields, if there are any.
+        bottom_dims: hidden widths of the MLP on numeric fields; idle without them.
         hidden_dims: widths of the top MLP.
         use_batch_norm: in both MLPs.
         dropout: in the top MLP.
     """
 
-    interaction: str = "dot"
+    interaction: str = option("dot", choices=INTERACTIONS)
     bottom_dims: tuple[int, ...] = (256, 64)
     hidden_dims: tuple[int, ...] = (256, 128, 64)
     use_batch_norm: bool = False
     dropout: float = 0.0
 
-    def tables(
-        self, num_rows: Mapping[str, int], *, num_tasks: int
-    ) -> tuple[TableSpec, ...]:
-        """Returns one embedding table per table of the card."""
-        if self.interaction not in INTERACTIONS:
-            raise ConfigError(
-                f"model.backbone.interaction = {self.interaction!r} is unknown; "
-                f"{suggest(self.interaction, INTERACTIONS)}"
-            )
-        return EmbeddingBackboneConfig.tables(self, num_rows, num_tasks=num_tasks)
+    def problems(self) -> list[str]:
+        """No top, no dropout; batch norm is of the bottom too."""
+        return unused_without_mlp(self, "dropout")
+
+
+class Bottom(nnx.Module):
+    """The numeric fields' token v_0: an MLP, then one layer to D with ReLU alone."""
+
+    def __init__(self, config: DLRMConfig, inputs: InputSpec, *, rngs: nnx.Rngs):
+        """Builds the MLP and its output layer."""
+        self.mlp = MLP(
+            inputs.num_numeric,
+            config.bottom_dims,
+            use_batch_norm=config.use_batch_norm,
+            dtype=inputs.dtype,
+            rngs=rngs,
+        )
+        dim = inputs.dims["embedding"]
+        self.output = linear(self.mlp.width, dim, dtype=inputs.dtype, rngs=rngs)
+
+    def __call__(self, numeric: jax.Array) -> jax.Array:
+        """Maps [B, N] to [B, D]."""
+        return nnx.relu(self.output(self.mlp(numeric)))
 
 
 @register_backbone(DLRMConfig)
@@ -66,17 +79,7 @@ class DLRM(nnx.Module):
         """Builds both MLPs."""
         dim = inputs.dims["embedding"]
         has_numeric = inputs.num_numeric > 0
-        self.bottom = (
-            MLP(
-                inputs.num_numeric,
-                (*config.bottom_dims, dim),
-                use_batch_norm=config.use_batch_norm,
-                dtype=inputs.dtype,
-                rngs=rngs,
-            )
-            if has_numeric
-            else None
-        )
+        self.bottom = Bottom(config, inputs, rngs=rngs) if has_numeric else None
         self.dtype = inputs.dtype
         num_tokens = inputs.num_fields + has_numeric
         self.is_dot = config.interaction == "dot"
@@ -103,7 +106,7 @@ class DLRM(nnx.Module):
     ) -> jax.Array:
         """Maps one batch to a representation [B, hidden_dims[-1]]."""
         tokens = features.embedded["embedding"]
-        first = tokens[:, 0, :0]  # v_0, or nothing
+        first = features.numeric  # v_0, or nothing
         if self.bottom is not None:
             first = self.bottom(features.numeric)
             tokens = jnp.concatenate([first[:, None], tokens], axis=1)

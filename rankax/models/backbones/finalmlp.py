@@ -26,8 +26,10 @@ from rankax.models.base import (
     Features,
     InputSpec,
     TableSpec,
+    option,
     register_backbone,
     tables_for_role,
+    unused,
 )
 
 
@@ -53,25 +55,31 @@ class FinalMLPConfig(EmbeddingBackboneConfig):
     gate1_fields: tuple[str, ...] = ()
     gate2_fields: tuple[str, ...] = ()
     gate_hidden_dims: tuple[int, ...] = (64,)
-    hidden_dims: tuple[int, ...] = (256, 128, 64)
-    hidden_dims2: tuple[int, ...] = (64,)
+    hidden_dims: tuple[int, ...] = option((256, 128, 64), is_needed=True)
+    hidden_dims2: tuple[int, ...] = option((64,), is_needed=True)
     use_batch_norm: bool = False
     use_batch_norm2: bool = False
     dropout: float = 0.0
     dropout2: float = 0.0
     num_heads: int = 4
 
+    def problems(self) -> list[str]:
+        """Heads share both outputs equally; no gates, no options of them."""
+        problems = [
+            f"{name} = {dims} must end in a multiple of num_heads = {self.num_heads}"
+            for name, dims in self.options()
+            if name in ("hidden_dims", "hidden_dims2") and dims[-1] % self.num_heads
+        ]
+        if not self.use_feature_selection:
+            names = ("gate1_fields", "gate2_fields", "gate_hidden_dims")
+            why = "is of the gates, but there are none; set use_feature_selection"
+            problems += unused(self, names, why)
+        return problems
+
     def tables(
         self, num_rows: Mapping[str, int], *, num_tasks: int
     ) -> tuple[TableSpec, ...]:
         """One embedding per row; per gate, another of the tables of its context."""
-        for option in ("hidden_dims", "hidden_dims2"):
-            dims = getattr(self, option)
-            if not dims or dims[-1] % self.num_heads:
-                raise ConfigError(
-                    f"model.backbone.{option} = {dims} must end in a multiple of "
-                    f"model.backbone.num_heads = {self.num_heads}"
-                )
         specs = EmbeddingBackboneConfig.tables(self, num_rows, num_tasks=num_tasks)
         for role, fields in self.contexts().items():
             for name in fields:
@@ -81,26 +89,21 @@ class FinalMLPConfig(EmbeddingBackboneConfig):
                         f"no table of that name; {suggest(name, tuple(num_rows))} (a "
                         "context field has a table of its own name)"
                     )
-            specs += tables_for_role(
+            own = tables_for_role(
                 {name: num_rows[name] for name in fields},
                 role=role,
                 dim=self.embedding_dim,
                 init_scale=self.embedding_init_std,
             )
+            # The gate does not read histories of the same ids.
+            specs += tuple(dataclasses.replace(s, fields=(s.name,)) for s in own)
         return specs
 
     def contexts(self) -> dict[str, tuple[str, ...]]:
         """Returns the role of each gate's tables and its fields."""
-        contexts = {"gate1": self.gate1_fields, "gate2": self.gate2_fields}
-        if self.use_feature_selection:
-            return contexts
-        for role, fields in contexts.items():
-            if fields:
-                raise ConfigError(
-                    f"model.backbone.{role}_fields = {fields}, but there are no gates; "
-                    "set model.backbone.use_feature_selection, or empty the fields"
-                )
-        return {}
+        if not self.use_feature_selection:
+            return {}
+        return {"gate1": self.gate1_fields, "gate2": self.gate2_fields}
 
 
 class ContextGate(nnx.Module):

@@ -14,14 +14,12 @@ long view: 0.7736, 0.8960, 0.7727 (their own split; their DCN-v2 0.7649, 0.7872,
 0.7556); no published figure for the data sets here.
 """
 
-from collections.abc import Mapping
 import dataclasses
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from rankax.config.base import ConfigError, suggest
 from rankax.layers.hub_blocks import (
     EVENTS,
     FIELDS,
@@ -40,8 +38,9 @@ from rankax.models.base import (
     EmbeddingBackboneConfig,
     Features,
     InputSpec,
-    TableSpec,
+    option,
     register_backbone,
+    unused,
 )
 
 VARIANTS = ("v2", "v1")
@@ -66,13 +65,15 @@ class INFNetConfig(EmbeddingBackboneConfig):
             next one reads.
         num_heads: of the attention; divides d.
         num_field_hubs: n.
-        num_shared_tasks: learned tokens that belong to no task.
+        num_shared_tasks: learned tokens that belong to no task, in v1 all hubs of the
+            tasks; v2 can do without.
         expansion: hidden width of the hubs' MLPs / d.
         hub_init: first values of the hubs of fields and events, see
             `rankax.layers.hub_tokens`.
         token_norm: divide embedded fields and events by their root mean square before
             they are projected (no parameters, not in the paper); off, the L2 usual on
-            tables keeps those that start near zero from being learned.
+            tables keeps those that start near zero from being learned. Numeric fields
+            are not divided: their size is their value.
         use_positions: v2 only: an event's token tells its place.
         prune_last: leave out of the last block what nothing reads.
         v1_residual: v1 only: residuals, norms and gates that start as the identity; off
@@ -84,14 +85,14 @@ class INFNetConfig(EmbeddingBackboneConfig):
         dropout: in the towers.
     """
 
-    variant: str = "v2"
+    variant: str = option("v2", choices=VARIANTS)
     width: int = 64
-    num_blocks: int = 2
+    num_blocks: int = option(2, least=2)
     num_heads: int = 1
     num_field_hubs: int = 4
-    num_shared_tasks: int = 2
+    num_shared_tasks: int = option(2, least=0)
     expansion: int = 4
-    hub_init: str = "mlp"
+    hub_init: str = option("mlp", choices=HUB_INITS)
     token_norm: bool = True
     use_positions: bool = True
     prune_last: bool = True
@@ -100,45 +101,27 @@ class INFNetConfig(EmbeddingBackboneConfig):
     tower_dims: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
 
-    def tables(
-        self, num_rows: Mapping[str, int], *, num_tasks: int
-    ) -> tuple[TableSpec, ...]:
-        """One embedding per row."""
-        problems = [
-            f"{name} = {getattr(self, name)!r} is unknown; "
-            f"{suggest(getattr(self, name), known)}"
-            for name, known in (("variant", VARIANTS), ("hub_init", HUB_INITS))
-            if getattr(self, name) not in known
-        ]
-        problems += [
-            f"{name} = {getattr(self, name)} must be at least {least}"
-            for name, least in (
-                ("num_blocks", 2),
-                ("num_field_hubs", 1),
-                ("num_shared_tasks", 1),
+    def problems(self) -> list[str]:
+        """Options of the other version, or of towers that are not there."""
+        problems = []
+        for name, variant in OWN_OPTIONS.items():
+            if variant != self.variant:
+                why = f"is of {variant!r} only; set variant = {variant!r}"
+                problems += unused(self, (name,), why)
+        if self.variant == "v1" and not self.num_shared_tasks:
+            problems.append(
+                "num_shared_tasks = 0 leaves the tasks of 'v1' without a hub; use at "
+                "least 1"
             )
-            if getattr(self, name) < least
-        ]
-        default = INFNetConfig()
-        problems += [
-            f"{name} = {getattr(self, name)} is of {variant!r} only; leave it at "
-            f"{getattr(default, name)}, or set variant = {variant!r}"
-            for name, variant in OWN_OPTIONS.items()
-            if variant != self.variant and getattr(self, name) != getattr(default, name)
-        ]
         if self.width % self.num_heads:
             problems.append(
                 f"width = {self.width} cannot be split into {self.num_heads} heads; "
                 "choose a multiple of num_heads"
             )
-        if self.dropout and not self.tower_dims:
-            problems.append(
-                f"dropout = {self.dropout} is of the towers, but tower_dims is empty; "
-                "set one of the two"
-            )
-        if problems:
-            raise ConfigError(f"model.backbone.{'; model.backbone.'.join(problems)}")
-        return EmbeddingBackboneConfig.tables(self, num_rows, num_tasks=num_tasks)
+        if not self.tower_dims:
+            why = "is of the towers, but tower_dims is empty; set tower_dims"
+            problems += unused(self, ("dropout",), why)
+        return problems
 
 
 def num_hubs(config: INFNetConfig, inputs: InputSpec) -> dict[str, int]:
@@ -213,7 +196,11 @@ class INFNetTokens(nnx.Module):
             else None
         )
         self.tasks = LearnedTokens(inputs.num_tasks, width, rngs=rngs)
-        self.shared_tasks = LearnedTokens(config.num_shared_tasks, width, rngs=rngs)
+        self.shared_tasks = (
+            LearnedTokens(config.num_shared_tasks, width, rngs=rngs)
+            if config.num_shared_tasks
+            else None
+        )
         self.are_tasks_hubs = is_v2
 
     def __call__(self, features: Features) -> tuple[Tokens, jax.Array | None]:
@@ -231,14 +218,14 @@ class INFNetTokens(nnx.Module):
             numeric = self.numeric_tokens(features.numeric)
             fields = jnp.concatenate([fields, numeric], axis=1)
         tasks = self.tasks(batch_size)
-        task_hubs = self.shared_tasks(batch_size)
-        if self.are_tasks_hubs:
-            task_hubs = jnp.concatenate([tasks, task_hubs], axis=1)
+        task_hubs = [tasks] if self.are_tasks_hubs else []
+        if self.shared_tasks is not None:
+            task_hubs.append(self.shared_tasks(batch_size))
         tokens = {
             FIELDS: fields,
             hubs_of(FIELDS): self.field_hubs(fields),
             TASKS: tasks,
-            hubs_of(TASKS): task_hubs,
+            hubs_of(TASKS): jnp.concatenate(task_hubs, axis=1),
         }
         if self.event_hubs is None:
             return tokens, None

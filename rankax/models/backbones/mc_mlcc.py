@@ -10,7 +10,7 @@ and over all channels and heads together:
 Z_k is a homogeneous polynomial of degree k + 1 in X. S = 1 is MLCC.
 
 As options, not of the released models: an activation φ between the dynamic layers,
-Z_k = φ(Z_{k-1})·Θ_k for k > 1; tokens of unit RMS before GC; several blocks, of which
+Z_k = φ(Z_{k-1})·Θ_k for k > 1; ids of unit RMS before GC; several blocks, of which
 all but the last have E' = S·E and add their O to their X, so that channels go through.
 
 Published test AUC on the authors' own Criteo split: 0.8034 with S = 4 (their DNN
@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rankax.config.base import ConfigError, suggest
 from rankax.layers.linear import XAVIER_UNIFORM, operands
 from rankax.layers.mlp import MLP
 from rankax.layers.norms import unit_rms
@@ -38,8 +37,11 @@ from rankax.models.base import (
     Features,
     InputSpec,
     TableSpec,
+    option,
     register_backbone,
     tables_for_role,
+    unused,
+    unused_without_mlp,
 )
 
 ACTIVATIONS = {"relu": nnx.relu, "silu": nnx.silu, "tanh": jnp.tanh}
@@ -59,10 +61,12 @@ class MCMLCCConfig(BackboneConfig):
         compressed_dim: E', width of a field after the local compressor.
         plc_activation: φ, "relu", "silu" or "tanh"; "" = none.
         num_blocks: of GC, PLC, LC and gate.
-        token_norm: divide every token by its root mean square (no parameters).
+        token_norm: divide every token of an id or history by its root mean square (no
+            parameters), which makes up for the size of its table. The size of a numeric
+            token is its value, and stays.
         hidden_dims: the MLP on top.
         use_batch_norm: in the MLP.
-        dropout: in the MLP.
+        dropout: in the MLP; idle without `hidden_dims`.
         embedding_init_std: 0 = the authors' Xavier-uniform tables, whose products of
             three are near 1e-8 at the start; 0.05–0.25/√E wakes the crosses at once.
     """
@@ -70,10 +74,10 @@ class MCMLCCConfig(BackboneConfig):
     num_channels: int = 2
     channel_dim: int = 16
     num_heads: int = 4
-    dynamic_dims: tuple[int, ...] = (4, 1)
-    concat_layers: tuple[int, ...] = (0, 1)
+    dynamic_dims: tuple[int, ...] = option((4, 1), is_needed=True)
+    concat_layers: tuple[int, ...] = option((0, 1), least=0)
     compressed_dim: int = 8
-    plc_activation: str = ""
+    plc_activation: str = option("", choices=tuple(ACTIVATIONS))
     num_blocks: int = 1
     token_norm: bool = False
     hidden_dims: tuple[int, ...] = (256, 128, 64, 32)
@@ -81,30 +85,24 @@ class MCMLCCConfig(BackboneConfig):
     dropout: float = 0.2
     embedding_init_std: float = 0.0
 
+    def problems(self) -> list[str]:
+        """Layers that do not exist, and options of parts that are not there."""
+        last = len(self.dynamic_dims) - 1
+        problems = [
+            f"concat_layers has {layer}; the last dynamic layer is always used, so "
+            f"choose from 0 .. {last}"
+            for layer in self.concat_layers
+            if layer > last
+        ]
+        if not last:
+            why = "stands between dynamic layers, but dynamic_dims has one; add another"
+            problems += unused(self, ("plc_activation",), why)
+        return problems + unused_without_mlp(self, "use_batch_norm", "dropout")
+
     def tables(
         self, num_rows: Mapping[str, int], *, num_tasks: int
     ) -> tuple[TableSpec, ...]:
         """One row of S·E per id."""
-        for layer in self.concat_layers:
-            if not 0 <= layer < len(self.dynamic_dims):
-                raise ConfigError(
-                    f"model.backbone.concat_layers has {layer}; the last dynamic layer "
-                    f"is always used, so choose from 0 .. {len(self.dynamic_dims) - 1}"
-                )
-        if self.plc_activation and self.plc_activation not in ACTIVATIONS:
-            raise ConfigError(
-                f"model.backbone.plc_activation = {self.plc_activation!r} is unknown; "
-                f"{suggest(self.plc_activation, tuple(ACTIVATIONS))}"
-            )
-        if self.plc_activation and len(self.dynamic_dims) == 1:
-            raise ConfigError(
-                f"model.backbone.plc_activation = {self.plc_activation!r} stands "
-                "between dynamic layers, but dynamic_dims has one; leave it empty"
-            )
-        if self.num_blocks < 1:
-            raise ConfigError(
-                f"model.backbone.num_blocks = {self.num_blocks} must be at least 1"
-            )
         return tables_for_role(
             num_rows,
             role="embedding",
@@ -236,7 +234,7 @@ class MCMLCC(nnx.Module):
             for width_out in widths
         )
         self.gates = nnx.List(FieldGate(num_tokens, rngs=rngs) for _ in widths)
-        self.token_norm = config.token_norm
+        self.num_normed = inputs.num_fields if config.token_norm else 0
         self.mlp = MLP(
             num_tokens * config.compressed_dim,
             config.hidden_dims,
@@ -258,7 +256,13 @@ class MCMLCC(nnx.Module):
         for i, (crossing, gate) in enumerate(
             zip(self.crossings, self.gates, strict=True), 1
         ):
-            x = unit_rms(tokens) if self.token_norm else tokens
-            out = gate(crossing(x))
+            out = gate(crossing(self._normed(tokens)))
             tokens = tokens + out if i < len(self.gates) else out
         return self.mlp(tokens.reshape(len(tokens), -1), rngs=rngs)
+
+    def _normed(self, tokens: jax.Array) -> jax.Array:
+        """Takes the size out of the F tokens before the numeric ones."""
+        if not self.num_normed:
+            return tokens
+        ids, numbers = jnp.split(tokens, [self.num_normed], axis=1)
+        return jnp.concatenate([unit_rms(ids), numbers], axis=1)

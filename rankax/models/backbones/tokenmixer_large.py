@@ -25,7 +25,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from rankax.config.base import ConfigError, suggest
+from rankax.config.base import ConfigError
 from rankax.layers.per_token import PerTokenSwiGLU
 from rankax.layers.semantic_groups import (
     GroupTokenizer,
@@ -40,17 +40,12 @@ from rankax.models.base import (
     Features,
     InputSpec,
     Representation,
+    option,
     register_backbone,
+    unused,
 )
 from rankax.parallel import rules
 
-CHOICES = {
-    "residual": ("figure", "equation"),
-    "norm_site": ("token", "mixed"),
-    "residual_interval_mode": ("sum", "mean"),
-    "pool": ("mean", "global_token"),
-    "execution": EXECUTIONS,
-}
 EXPERT_OPTIONS = (
     "num_active_experts",
     "expert_scale",
@@ -98,70 +93,51 @@ class TokenMixerLargeConfig(EmbeddingBackboneConfig):
     token_dim: int = 64
     num_tokens: int = 0
     groups: tuple[tuple[str, ...], ...] = ()
-    tokenizer_layers: int = 2
+    tokenizer_layers: int = option(2, choices=(1, 2))
     num_heads: int = 0
     num_blocks: int = 2
     expansion: int = 2
-    residual: str = "figure"
-    norm_site: str = "token"
+    residual: str = option("figure", choices=("figure", "equation"))
+    norm_site: str = option("token", choices=("token", "mixed"))
     residual_interval: int = 0
-    residual_interval_mode: str = "sum"
+    residual_interval_mode: str = option("sum", choices=("sum", "mean"))
     auxiliary_weight: float = 0.0
     down_init_scale: float = 0.01
-    pool: str = "mean"
+    pool: str = option("mean", choices=("mean", "global_token"))
     dropout: float = 0.0
     num_experts: int = 0
     num_active_experts: int = 0
     expert_scale: float = 0.0
     balance_loss_weight: float = 0.0
     router_z_loss_weight: float = 0.0
-    execution: str = "auto"
+    execution: str = option("auto", choices=EXECUTIONS)
 
-    def check(self) -> None:
-        """Raises one `ConfigError` that lists every broken rule between options."""
-        problems = [
-            f"{name} = {value!r} is unknown; {suggest(value, CHOICES[name])}"
-            for name, value in self.options()
-            if name in CHOICES and value not in CHOICES[name]
-        ]
-        default = TokenMixerLargeConfig()
-        problems += [
-            f"{name} = {value!r} is of experts; set num_experts, or leave it at "
-            f"{getattr(default, name)!r}"
-            for name, value in self.options()
-            if name in EXPERT_OPTIONS
-            and not self.num_experts
-            and value != getattr(default, name)
-        ]
-        if self.tokenizer_layers not in (1, 2):
-            problems.append(f"tokenizer_layers = {self.tokenizer_layers} is not 1 or 2")
-        if self.residual == "equation" and self.norm_site == "token":
-            problems.append(
-                "residual = 'equation' normalises mixed tokens; set norm_site = 'mixed'"
-            )
-        if self.num_blocks < 1:
-            problems.append(f"num_blocks = {self.num_blocks} must be at least 1")
-        elif not 0 <= self.residual_interval < self.num_blocks:
-            problems.append(
-                f"residual_interval = {self.residual_interval} would never apply: the "
-                f"last of num_blocks = {self.num_blocks} has none; use less, 0 = off"
-            )
-        if not self.residual_interval and self.residual_interval_mode != "sum":
-            problems.append("residual_interval_mode = 'mean' needs residual_interval")
-        if not self.residual_interval and self.auxiliary_weight:
-            problems.append(
-                f"auxiliary_weight = {self.auxiliary_weight} is of heads after every "
-                "residual_interval blocks; set that too"
-            )
-        if self.num_experts and not 3 <= self.num_active_experts <= self.num_experts:
+    def problems(self) -> list[str]:
+        """Options of parts that are not there, and what does not fit."""
+        problems = []
+        if not self.num_experts:
+            problems += unused(self, EXPERT_OPTIONS, "is of experts; set num_experts")
+        elif not 3 <= self.num_active_experts <= self.num_experts:
             problems.append(
                 f"num_active_experts = {self.num_active_experts} must be from 3 to "
                 f"num_experts = {self.num_experts}: one is shared, and the gate of one "
                 "routed expert alone would be constant 1, so that its router never "
                 "learns; 4 of 8 is usual"
             )
-        if problems:
-            raise ConfigError("model.backbone: " + "; ".join(problems))
+        if self.residual == "equation" and self.norm_site == "token":
+            problems.append(
+                "residual = 'equation' normalises mixed tokens; set norm_site = 'mixed'"
+            )
+        if not self.residual_interval:
+            names = ("residual_interval_mode", "auxiliary_weight")
+            why = "acts after every residual_interval blocks; set that too"
+            problems += unused(self, names, why)
+        elif self.residual_interval >= self.num_blocks:
+            problems.append(
+                f"residual_interval = {self.residual_interval} would never apply: the "
+                f"last of num_blocks = {self.num_blocks} has none; use less, 0 = off"
+            )
+        return problems
 
 
 class MixRevertBlock(nnx.Module):
@@ -233,8 +209,7 @@ class TokenMixerLarge(nnx.Module):
     def __init__(
         self, config: TokenMixerLargeConfig, inputs: InputSpec, *, rngs: nnx.Rngs
     ):
-        """Builds all parts, and checks the configuration against inputs and mesh."""
-        config.check()
+        """Builds all parts, and checks the configuration against the inputs."""
         dim, num_blocks = config.token_dim, config.num_blocks
         self.tokenizer = GroupTokenizer(
             _groups(config, inputs),
@@ -250,13 +225,6 @@ class TokenMixerLarge(nnx.Module):
             raise ConfigError(
                 f"model.backbone: {num_heads} mixed tokens must divide token_dim = "
                 f"{dim}; set num_heads to a divisor, or token_dim to a multiple"
-            )
-        devices = rules.model_parallelism()
-        if num_tokens % devices or num_heads % devices:
-            raise ConfigError(
-                f"mesh.model = {devices} must divide the {num_tokens} tokens and the "
-                f"{num_heads} mixed tokens; set num_tokens and num_heads of "
-                "model.backbone to multiples of it"
             )
         self.blocks = nnx.List(
             MixRevertBlock(

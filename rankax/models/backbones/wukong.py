@@ -25,6 +25,7 @@ from rankax.models.base import (
     Features,
     InputSpec,
     register_backbone,
+    unused_without_mlp,
 )
 
 
@@ -51,6 +52,10 @@ class WukongConfig(EmbeddingBackboneConfig):
     hidden_dims: tuple[int, ...] = (256, 128, 64)
     use_batch_norm: bool = False
     dropout: float = 0.0
+
+    def problems(self) -> list[str]:
+        """No MLP on top, no batch norm and dropout."""
+        return unused_without_mlp(self, "use_batch_norm", "dropout")
 
 
 class WukongLayer(nnx.Module):

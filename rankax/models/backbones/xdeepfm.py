@@ -23,7 +23,9 @@ from rankax.models.base import (
     Features,
     InputSpec,
     TableSpec,
+    option,
     register_backbone,
+    unused_without_mlp,
 )
 
 
@@ -38,10 +40,14 @@ class XDeepFMConfig(EmbeddingBackboneConfig):
         dropout: in the MLP.
     """
 
-    cin_dims: tuple[int, ...] = (64, 64)
+    cin_dims: tuple[int, ...] = option((64, 64), is_needed=True)
     hidden_dims: tuple[int, ...] = (256, 128, 64)
     use_batch_norm: bool = False
     dropout: float = 0.0
+
+    def problems(self) -> list[str]:
+        """No MLP, no batch norm and dropout."""
+        return unused_without_mlp(self, "use_batch_norm", "dropout")
 
     def tables(
         self, num_rows: Mapping[str, int], *, num_tasks: int

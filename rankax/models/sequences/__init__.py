@@ -37,7 +37,8 @@ def build_encoder(
     """Builds the encoder of a configuration for one sequence field.
 
     Raises:
-        ConfigError: there is none, or it does not suit the sequence.
+        ConfigError: there is none, it does not suit the sequence, or its options are
+            out of range.
     """
     if type(config) not in _ENCODERS:
         known = ", ".join(known.__name__ for known in _ENCODERS)
@@ -45,6 +46,9 @@ def build_encoder(
             f"model.sequence is a {type(config).__name__}, for which no encoder is "
             f"known; use one of {known}"
         )
+    broken = [f"model.sequence.{problem}" for problem in config.broken_rules()]
+    if broken:
+        raise ConfigError("; ".join(broken))
     return _ENCODERS[type(config)](
         config,
         num_columns,

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 
 from rankax.config.base import ConfigError
 from rankax.config.experiment import SequenceConfig
+from rankax.config.ranges import option
 from rankax.layers.dice import Dice
 from rankax.layers.linear import XAVIER_NORMAL, linear, operands
 
@@ -31,7 +32,7 @@ class DINConfig(SequenceConfig):
         use_softmax: normalise the weights over the history.
     """
 
-    hidden_dims: tuple[int, ...] = (80, 40)
+    hidden_dims: tuple[int, ...] = option((80, 40), is_needed=True)
     use_softmax: bool = False
 
 
@@ -51,7 +52,7 @@ class DIN(nnx.Module):
         """Builds the activation unit.
 
         Raises:
-            ConfigError: no column has a target, or there is no hidden layer.
+            ConfigError: no column has a target.
         """
         if not target_columns:
             raise ConfigError(
@@ -59,11 +60,6 @@ class DIN(nnx.Module):
                 "sequence shares its table with a field of one id; give both the same "
                 "table in the dataset card (--share of data_pipelines.tabular), select "
                 "that field in data.fields, or use model.sequence = MeanPoolingConfig()"
-            )
-        if not config.hidden_dims:
-            raise ConfigError(
-                "model.sequence.hidden_dims is empty: the activation unit needs at "
-                "least one hidden width, such as (80, 40)"
             )
         self.use_softmax = config.use_softmax
         self.target_columns = target_columns

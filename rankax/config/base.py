@@ -75,22 +75,60 @@ class Config:
 def config_hash(config: Config, *, ignore: Sequence[str] = ()) -> str:
     """Returns 12 hexadecimal digits that change with any option's value.
 
+    They are made of the options that are not at their defaults, so that runs keep their
+    hash when a later version has more options.
+
     Args:
         config: any section.
         ignore: options, or whole sections, that do not count: "section.option".
     """
-    text = json.dumps(_flat(config.to_dict(), ignore), sort_keys=True)
+    tree = {"type": type(config).__name__, **_changed(config)}
+    text = json.dumps(_flat(tree, ignore), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _changed(config: Config) -> dict[str, Any]:
+    """Returns `to_dict` without the options, and sections, that are at their defaults.
+
+    A section has a "type" where it is not of the default's class.
+    """
+    tree: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # pyright: ignore[reportArgumentType]
+        value, default = getattr(config, field.name), field.default
+        if default is dataclasses.MISSING:
+            assert field.default_factory is not dataclasses.MISSING
+            default = field.default_factory()
+        if isinstance(value, Config):
+            own = _changed(value)
+            if type(value) is not type(default):
+                own["type"] = type(value).__name__
+            if own:
+                tree[field.name] = own
+        elif value != default:
+            tree[field.name] = _plain(value)
+    return tree
+
+
 def difference(
-    old: dict[str, Any], new: dict[str, Any], *, ignore: Sequence[str] = ()
+    old: dict[str, Any],
+    new: dict[str, Any],
+    *,
+    ignore: Sequence[str] = (),
+    of_both: bool = False,
 ) -> list[str]:
-    """Lists "section.option: old -> new" for two results of `Config.to_dict`."""
+    """Lists "section.option: old -> new" for two results of `Config.to_dict`.
+
+    Args:
+        old: one of them.
+        new: the other.
+        ignore: as `config_hash` has it.
+        of_both: leave out options that only one of the two has.
+    """
     left, right = _flat(old, ignore), _flat(new, ignore)
+    keys = left.keys() & right.keys() if of_both else left.keys() | right.keys()
     return [
         f"{key}: {left.get(key, 'absent')!r} -> {right.get(key, 'absent')!r}"
-        for key in sorted(left.keys() | right.keys())
+        for key in sorted(keys)
         if left.get(key, "absent") != right.get(key, "absent")
     ]
 

@@ -78,10 +78,17 @@ def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _check_same(path: pathlib.Path, config: ExperimentConfig) -> None:
-    saved = json.loads(path.read_text())
-    if saved["hash"] == hash_of(config):
+    saved, tree = json.loads(path.read_text()), config.to_dict()
+    # With one hash an option that only one of two versions has is at its default; what
+    # the hash does not see is a default that the other version has changed.
+    changes = difference(
+        saved["config"],
+        tree,
+        ignore=NOT_OF_THE_RUN,
+        of_both=saved["hash"] == hash_of(config),
+    )
+    if not changes:
         return
-    changes = difference(saved["config"], config.to_dict(), ignore=NOT_OF_THE_RUN)
     raise ConfigError(
         f"--workdir={path.parent} belongs to a run of another configuration "
         f"({saved['hash']}, now {hash_of(config)}):\n"

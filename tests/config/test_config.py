@@ -169,6 +169,33 @@ def test_the_hash_follows_what_decides_the_result_only():
         assert (config_hash(config, ignore=NOT_OF_THE_RUN) == base) is is_same, path
 
 
+def test_options_of_a_later_version_change_the_hash_only_where_they_are_used():
+    @dataclasses.dataclass(slots=True, kw_only=True)
+    class Part(Config):
+        a: int = 1
+
+    def section(**later):
+        @dataclasses.dataclass(slots=True, kw_only=True)
+        class Section(Config):
+            part: Part = dataclasses.field(default_factory=Part)
+            b: tuple[int, ...] = (1, 2)
+
+        @dataclasses.dataclass(slots=True, kw_only=True)
+        class LaterSection(Section):
+            c: float = 0.5
+            other: Part = dataclasses.field(default_factory=Part)
+
+        LaterSection.__name__ = "Section"
+        return LaterSection(**later) if later.pop("is_later", False) else Section()
+
+    old = config_hash(section())
+    assert config_hash(section(is_later=True)) == old
+    assert config_hash(section(is_later=True, c=0.5, other=Part(a=1))) == old
+    changed = [{"c": 0.6}, {"other": Part(a=2)}, {"part": Part(a=2)}, {"b": (1,)}]
+    hashes = {config_hash(section(is_later=True, **options)) for options in changed}
+    assert len(hashes | {old}) == 5
+
+
 def test_ignored_options_exist():
     tree = valid_config().to_dict()
     for path in NOT_OF_THE_RUN:

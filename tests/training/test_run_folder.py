@@ -1,0 +1,54 @@
+"""Whose a run folder is, also after another version has changed the options."""
+
+import json
+
+import pytest
+
+from rankax.config.base import ConfigError
+from rankax.config.experiment import ExperimentConfig, ParquetConfig
+from rankax.models import backbones  # noqa: F401
+from rankax.models.base import named_config
+from rankax.training import run_folder
+
+
+def make_config():
+    config = ExperimentConfig()
+    config.data.source = ParquetConfig(path="somewhere")
+    config.model.backbone = named_config("dcnv2")
+    return config
+
+
+def claimed_by_other_version(tmp_path, change):
+    """A folder of the same run; `change` makes its options those of the other version."""
+    run_folder.claim(str(tmp_path), make_config())
+    path = tmp_path / run_folder.CONFIG
+    tree = json.loads(path.read_text())
+    change(tree["config"])
+    path.write_text(json.dumps(tree))
+
+
+def test_a_folder_is_claimed_again_where_the_other_version_lacks_an_option(tmp_path):
+    claimed_by_other_version(tmp_path, lambda tree: tree["train"].pop("num_steps"))
+    assert run_folder.claim(str(tmp_path), make_config()) == tmp_path
+
+
+def test_a_folder_is_claimed_again_where_the_other_version_has_one_more(tmp_path):
+    claimed_by_other_version(tmp_path, lambda tree: tree["train"].update(later=1))
+    assert run_folder.find(str(tmp_path), make_config()) == tmp_path
+
+
+def test_an_option_that_is_used_makes_another_run(tmp_path):
+    claimed_by_other_version(tmp_path, lambda tree: tree["train"].pop("num_steps"))
+    config = make_config()
+    config.train.num_steps = 7
+    with pytest.raises(ConfigError, match=r"train.num_steps: 'absent' -> 7"):
+        run_folder.claim(str(tmp_path), config)
+
+
+def test_a_default_that_another_version_changed_is_told(tmp_path):
+    def change(tree):
+        tree["model"]["backbone"]["num_cross_layers"] = 9
+
+    claimed_by_other_version(tmp_path, change)
+    with pytest.raises(ConfigError, match=r"num_cross_layers: 9 -> 3"):
+        run_folder.claim(str(tmp_path), make_config())

@@ -46,7 +46,10 @@ class BilinearFusion(nnx.Module):
         o1, o2, kernel = operands(self.dtype, o1, o2, self.kernel[...])
         heads1 = o1.reshape(len(o1), self.num_heads, -1)
         heads2 = o2.reshape(len(o2), self.num_heads, -1)
-        half = jnp.einsum("bhi,hijt->bhjt", heads1, kernel)
+        half = jnp.einsum(
+            "bhi,hijt->bhjt", heads1, kernel, preferred_element_type=jnp.float32
+        )
+        (half,) = operands(self.dtype, half)
         products = jnp.einsum(
             "bhjt,bhj->bt", half, heads2, preferred_element_type=jnp.float32
         )

@@ -42,16 +42,17 @@ class CompressedInteraction(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Maps [B, F, D] to [B, H_1 + .. + H_K] float32."""
-        x0 = tokens.transpose(1, 0, 2)[..., None]  # [F, B, D, 1]
-        x = tokens.swapaxes(1, 2)  # [B, D, H]
+        batch_size, num_fields, dim = tokens.shape
+        x0 = tokens.swapaxes(0, 1).reshape(num_fields, -1, 1)  # [F, B·D, 1]
+        x = tokens.swapaxes(1, 2).reshape(-1, num_fields)  # [B·D, H]
         sums = []
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
             x = self._layer(x0, x, kernel[...]) + bias[...]
-            sums.append(x.sum(axis=1))
+            sums.append(x.reshape(batch_size, dim, -1).sum(axis=1))
         return jnp.concatenate(sums, axis=-1)
 
     def _layer(self, x0: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        # One field after the other: the products of all pairs, [B, F·H, D], which an
+        # One field after the other: the products of all pairs, [B·D, F·H], which an
         # einsum of the three would write to memory in some order, never exist. Nor does
         # the backward pass keep them: a product of two is cheaper made again than read.
         def add_field(
@@ -62,6 +63,6 @@ class CompressedInteraction(nnx.Module):
             product = jnp.matmul(pairs, kernel_i, preferred_element_type=jnp.float32)
             return total + product, None
 
-        start = jnp.zeros((*x.shape[:2], kernel.shape[-1]))
+        start = jnp.zeros((len(x), kernel.shape[-1]))
         step = jax.checkpoint(add_field, prevent_cse=False)  # a loop has no CSE
         return jax.lax.scan(step, start, (x0, kernel))[0]

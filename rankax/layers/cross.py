@@ -106,11 +106,12 @@ class LowRankCross(nnx.Module):
 
     def __call__(self, x: jax.Array, gates: jax.Array | None) -> jax.Array:
         """Maps x [B, n] and gates [B, E] (None = 1) to [B, n]."""
-        x, down, middle, up = operands(
-            self.dtype, x, self.down[...], self.middle[...], self.up[...]
-        )
-        hidden = jnp.tanh(jnp.einsum("bn,enr->ber", x, down))
-        hidden = jnp.tanh(jnp.einsum("ber,ers->bes", hidden, middle))
+        hidden = jnp.tanh(self._product("bn,enr->ber", x, self.down))
+        hidden = jnp.tanh(self._product("ber,ers->bes", hidden, self.middle))
         if gates is not None:  # before U, where a row is r wide and not n
-            hidden *= gates[..., None].astype(hidden.dtype)
-        return jnp.einsum("ber,ern->bn", hidden, up) + self.bias[...]
+            hidden *= gates[..., None]
+        return self._product("ber,ern->bn", hidden, self.up) + self.bias[...]
+
+    def _product(self, spec: str, x: jax.Array, weights: nnx.Param) -> jax.Array:
+        x, kernel = operands(self.dtype, x, weights[...])
+        return jnp.einsum(spec, x, kernel, preferred_element_type=jnp.float32)

@@ -123,8 +123,9 @@ class AggregateBroadcastBlock(nnx.Module):
         views = [
             attend(
                 jnp.concatenate(queries, axis=1),
-                self.key[g](tokens[g]),
-                self.value[g](tokens[g]),
+                tokens[g],
+                self.key[g],
+                self.value[g],
                 num_heads=self.num_heads,
                 is_valid=is_event if g == EVENTS else None,
                 dtype=self.dtype,
@@ -235,8 +236,9 @@ class ProxyGateBlock(nnx.Module):
                 queries = [self.query[_pair(r, source)](x[r]) for r in call]
                 read = attend(
                     jnp.concatenate(queries, axis=1),
-                    self.key[name](x[source]),
-                    self.value[name](x[source]),
+                    x[source],
+                    self.key[name],
+                    self.value[name],
                     num_heads=self.num_heads,
                     is_valid=is_event if source == EVENTS else None,
                     dtype=self.dtype,

@@ -3,11 +3,13 @@
     fields, mlp        reshape(flatten(C)·W), W [M·d, n·d]
             autosplit  flatten(C) in n near-equal pieces, a matrix [·, d] for each
             mean       the means of n near-equal runs of fields
-    events, mlp, autosplit   Σ_t ReLU(s_t·W), over the number of events or not
+    events, mlp, autosplit   Σ_t ReLU(s_t·W); first version: one W for all histories;
+                       second: a W for each, and over the number of its events
             mean       the mean of the events
     both,   random     learned, the same for every example
 
-No biases, so that the hub of an empty history is zero.
+No biases. Padding is left out, so that the hub of an empty history is zero, unless it
+is learned.
 """
 
 from collections.abc import Sequence
@@ -96,7 +98,7 @@ class FieldHubs(nnx.Module):
 
 
 class EventHubs(nnx.Module):
-    """One hub per sequence: [B, L, d] -> [B, n, d], padding and empty histories 0."""
+    """One hub per sequence: [B, L, d] -> [B, n, d]."""
 
     def __init__(
         self,

@@ -149,6 +149,7 @@ class GroupTokenizer(nnx.Module):
                     init=XAVIER_UNIFORM,
                     use_bias=False,
                     dtype=dtype,
+                    result_dtype=jnp.float32,
                     rngs=rngs,
                 )
                 for width_in in (width, dim)[:num_layers]
@@ -165,4 +166,4 @@ class GroupTokenizer(nnx.Module):
             for index, layer in enumerate(mlp):
                 x = layer(nnx.silu(x) if index else x)
             tokens.append(x)
-        return jnp.stack(tokens, axis=1).astype(jnp.float32)
+        return jnp.stack(tokens, axis=1)

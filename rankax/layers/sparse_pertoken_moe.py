@@ -179,8 +179,8 @@ class SparsePertokenMoE(nnx.Module):
             self.dtype, x, self.gate[...], self.up[...], self.down[...]
         )
         run = _sorted_experts
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.shape and len(x) % mesh.shape["data"] == 0:
+        num_shards = jax.sharding.get_abstract_mesh().shape.get("data")
+        if num_shards and len(x) % num_shards == 0:
             token, expert = PartitionSpec("data", "model"), PartitionSpec("model")
             run = jax.shard_map(
                 run, in_specs=(token,) * 3 + (expert,) * 3, out_specs=token

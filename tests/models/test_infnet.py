@@ -222,13 +222,12 @@ def softmax(x):
 @pytest.mark.parametrize("num_queries", [2, 3])  # of two heads: below, above the tokens
 def test_attention_equals_a_loop_over_heads_and_valid_tokens(num_queries, use_bias):
     rng = np.random.default_rng(0)
-    q, x = (
-        rng.normal(size=(3, n, 6)).astype(np.float32) for n in (num_queries, 5)
-    )
+    q, x = (rng.normal(size=(3, n, 6)).astype(np.float32) for n in (num_queries, 5))
     valid = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], bool)
-    key, value = (
-        randomized(nnx.Linear(6, 6, use_bias=use_bias, rngs=nnx.Rngs(i)), seed=i)
-        for i in range(2)
+    key, value = randomized(
+        lambda: nnx.List(
+            nnx.Linear(6, 6, use_bias=use_bias, rngs=nnx.Rngs(0)) for _ in range(2)
+        )
     )
     k, v = dense(key, x), dense(value, x)
     want = np.zeros((3, num_queries, 6))

@@ -268,6 +268,8 @@ def test_every_parameter_and_row_gets_a_finite_gradient(name, options):
         assert np.isfinite(gradient).all(), path
         if "bias" in str(path[-1]) and "batch" in str(options):
             continue  # BatchNorm takes the mean out, so a bias before it is idle
+        if "'key'" in str(path) and "bias" in str(path[-1]):
+            continue  # cancels in the softmax
         if "num_experts" in options and gradient.ndim == 4:
             gradient = gradient.max(axis=(2, 3)).min()  # of the worst expert
         assert np.any(gradient), path

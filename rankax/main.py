@@ -17,6 +17,7 @@ from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.errors import DataError
 from rankax.embeddings.routing import RoutingOverflowError
+from rankax.training.interruption import Interrupted
 
 _MODES = {"train": train.train, "evaluate": evaluate.evaluate}
 
@@ -60,6 +61,9 @@ def run() -> None:
     flags.mark_flags_as_required(["config", "workdir"])
     try:
         app.run(main, flags_parser=_parse)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(128 + error.signal)
     except _TOLD as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

@@ -31,6 +31,7 @@ from rankax.training.evaluator import (
     tell_out_of_vocabulary,
     tell_worst_slices,
 )
+from rankax.training.interruption import Interrupted, StopRequest
 from rankax.training.predictions import FILE_NAME as PREDICTIONS
 from rankax.training.setup import Setup, set_up
 from rankax.training.state import TrainState
@@ -57,6 +58,7 @@ class Progress:
         plateau: selection metric and learning-rate reductions.
         best_metrics: validation metrics of the best evaluation.
         tables: what each table was asked for (`rankax.embeddings.counters`).
+        is_evaluation_due: the step has one, which has not come to its end.
         is_stopped: early stopping has ended the run.
     """
 
@@ -69,6 +71,7 @@ class Progress:
     plateau: Plateau = dataclasses.field(default_factory=Plateau)
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     tables: counters.Summary = dataclasses.field(default_factory=dict)
+    is_evaluation_due: bool = False
     is_stopped: bool = False
 
     @classmethod
@@ -80,14 +83,16 @@ class Progress:
 def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     """Trains, or continues, the run in `workdir` and returns its `result.json`.
 
+    SIGTERM and SIGINT end the run after the step, or within the evaluation, that they
+    find, with a checkpoint to go on from.
+
     Raises:
         ConfigError: a configuration that cannot be used.
         DataError: input that cannot be used.
         NonFiniteError: a loss or gradient was not finite.
+        Interrupted: a signal has ended the run.
     """
     started = time.monotonic()
-
-    # ------------------------------------------------ data, devices, model
     setup = set_up(config)
     folder = run_folder.claim(workdir, config)
     finished = run_folder.read_result(folder)
@@ -98,6 +103,20 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         for change in run_folder.not_applied(folder, config):
             console.message(f"not applied: {change}; --mode=evaluate reads it again")
         return finished
+    with run_folder.locked(folder), StopRequest() as stop:
+        return _train(setup, config, folder, console, stop=stop, started=started)
+
+
+def _train(
+    setup: Setup,
+    config: ExperimentConfig,
+    folder: pathlib.Path,
+    console: Console,
+    *,
+    stop: StopRequest,
+    started: float,
+) -> dict[str, Any]:
+    # ------------------------------------------------ what it costs
     steps, splits = setup.steps, setup.splits
     per_epoch = lanes.num_batches_per_epoch(
         splits["train"], batch_size=config.train.batch_size, lanes=config.data.lanes
@@ -117,9 +136,10 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     checkpoints = Checkpoints(
         folder / run_folder.CHECKPOINTS, keep_last=config.checkpoint.keep_last
     )
-    progress, step = Progress(), checkpoints.latest_step
-    if step is None:
-        step, state = 0, steps.init_state()
+    progress, latest_step = Progress(), checkpoints.latest_step
+    step = latest_step or 0
+    if latest_step is None:
+        state = steps.init_state()
     else:
         state = checkpoints.restore(
             steps.abstract_state(), plan=steps.engine.plan, step=step
@@ -153,8 +173,59 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     # ------------------------------------------------ loop
     track = console.track("train", total=num_steps, start=step)
     window = _Window()
+    is_save_due = is_stopping = False
+
+    def save(*, is_best: bool) -> None:
+        wall_seconds = progress.wall_seconds + time.monotonic() - started
+        checkpoints.save(
+            step,
+            state,
+            dataclasses.asdict(progress) | {"wall_seconds": wall_seconds},
+            plan=steps.engine.plan,
+            is_best=is_best,
+        )
+
     try:
-        while step < num_steps and not progress.is_stopped:
+        while True:
+            is_best = False
+            epoch = _epoch(_position(progress), config, per_epoch)
+            if progress.is_evaluation_due:
+                try:
+                    valid = evaluate(
+                        steps,
+                        state,
+                        splits["valid"],
+                        config,
+                        console=console,
+                        is_final=False,
+                        stop=stop,
+                    )
+                except Interrupted:
+                    save(is_best=False)
+                    raise
+                progress.is_evaluation_due = False
+                is_save_due = True
+                is_best = _take_in(valid, progress, step, setup, config)
+                writer.write(
+                    step=step, split="valid", epoch=epoch, values=valid.metrics
+                )
+                untouched = steps.never_updated(state)
+                if untouched:
+                    writer.write(
+                        step=step,
+                        split="tables",
+                        epoch=epoch,
+                        values={f"{k}/never_updated": v for k, v in untouched.items()},
+                    )
+                _tell(console, track, valid, step, setup, is_best, progress)
+            if is_save_due:
+                save(is_best=is_best)
+                window = _Window()
+            if is_stopping:
+                stop.raise_if_any(f"after step {step:,}, which is saved")
+            if step == num_steps or progress.is_stopped:
+                break
+
             asked = time.monotonic()
             (batch, num_examples), position = next(batches)
             window.waited(time.monotonic() - asked)
@@ -167,10 +238,13 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
             window.add(metrics, counts, int(num_examples))
 
             is_last = step == num_steps
-            is_evaluation = step % evaluate_every == 0 or is_last
+            progress.is_evaluation_due = step % evaluate_every == 0 or is_last
+            is_stopping = bool(stop)  # a later signal waits for the next step
             every = config.checkpoint.every_steps
-            is_save = is_evaluation or (every and step % every == 0)
-            if step % config.observe.log_every == 0 or is_save:
+            is_save_due = is_stopping or (every > 0 and step % every == 0)
+            is_pause = progress.is_evaluation_due or is_save_due
+            if step % config.observe.log_every == 0 or is_pause:
+                epoch = _epoch(position, config, per_epoch)
                 values, tables, first_bad_step = window.close(
                     progress, state, steps.engine
                 )
@@ -178,16 +252,11 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
                 values["learning_rate"] = factor * config.optimizer.dense.learning_rate
                 if "examples_per_second" in values:
                     values |= cost.speed(values["examples_per_second"])
-                writer.write(
-                    step=step,
-                    split="train",
-                    epoch=_epoch(position, config, per_epoch),
-                    values=values,
-                )
+                writer.write(step=step, split="train", epoch=epoch, values=values)
                 writer.write(
                     step=step,
                     split="tables",
-                    epoch=_epoch(position, config, per_epoch),
+                    epoch=epoch,
                     values=counters.log_values(tables),
                 )
                 track.update(
@@ -196,42 +265,6 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
                     examples_per_second=values.get("examples_per_second"),
                     input_wait=values.get("input_wait"),
                 )
-            is_best = False
-            if is_evaluation:
-                valid = evaluate(
-                    steps,
-                    state,
-                    splits["valid"],
-                    config,
-                    console=console,
-                    is_final=False,
-                )
-                is_best = _take_in(valid, progress, step, setup, config)
-                writer.write(
-                    step=step,
-                    split="valid",
-                    epoch=_epoch(position, config, per_epoch),
-                    values=valid.metrics,
-                )
-                untouched = steps.never_updated(state)
-                if untouched:
-                    writer.write(
-                        step=step,
-                        split="tables",
-                        epoch=_epoch(position, config, per_epoch),
-                        values={f"{k}/never_updated": v for k, v in untouched.items()},
-                    )
-                _tell(console, track, valid, step, setup, is_best, progress)
-            if is_save:
-                wall_seconds = progress.wall_seconds + time.monotonic() - started
-                checkpoints.save(
-                    step,
-                    state,
-                    dataclasses.asdict(progress) | {"wall_seconds": wall_seconds},
-                    plan=steps.engine.plan,
-                    is_best=is_best,
-                )
-                window = _Window()
     finally:
         track.close()
         batches.close()
@@ -256,6 +289,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
             console=console,
             is_final=True,
             predictions=folder / PREDICTIONS if config.eval.save_predictions else None,
+            stop=stop,
         )
         writer.write(
             step=best_step or step, split="test", epoch=epoch, values=test.metrics

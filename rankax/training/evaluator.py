@@ -17,6 +17,7 @@ from rankax.metrics import slices
 from rankax.metrics.slices import SliceMetrics
 from rankax.metrics.task_metrics import TaskMetrics, mean_over_tasks
 from rankax.observe.console import Console
+from rankax.training.interruption import StopRequest
 from rankax.training.predictions import PredictionWriter
 from rankax.training.state import TrainState
 from rankax.training.step import Steps
@@ -51,6 +52,7 @@ def evaluate(
     console: Console,
     is_final: bool,
     predictions: pathlib.Path | None = None,
+    stop: StopRequest | None = None,
 ) -> Evaluation:
     """Scores every example of the split once.
 
@@ -62,6 +64,10 @@ def evaluate(
         console: progress.
         is_final: add bootstrap intervals and, if the schema has slices, theirs.
         predictions: Parquet file to write labels and probabilities to.
+        stop: ends it between two batches.
+
+    Raises:
+        Interrupted: as `stop` says.
     """
     schema = steps.schema
     metrics = {
@@ -86,6 +92,8 @@ def evaluate(
     scored = _scores(steps, state, source, config, batch_size)
     total = None
     for number, (logits, counts, arrays) in enumerate(scored, 1):
+        if stop:
+            stop.raise_if_any(f"while it read {source.name}")
         steps.engine.check_rounds(counts)
         total = counters.accumulate(total, counts)
         for t, task in enumerate(schema.tasks):

@@ -1,9 +1,13 @@
 """The folder of one run: its configuration, its result, and whose it is."""
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
 import json
 import math
 import os
 import pathlib
+import socket
 from typing import Any
 
 from rankax.config.base import ConfigError, config_hash, difference
@@ -11,6 +15,7 @@ from rankax.config.experiment import NOT_OF_THE_RUN, ExperimentConfig
 
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
 TABLES = "tables.txt"  # where every table was placed
+LOCK = "lock"  # locked, not only there, while a run trains
 
 
 def claim(workdir: str, config: ExperimentConfig) -> pathlib.Path:
@@ -35,6 +40,28 @@ def claim(workdir: str, config: ExperimentConfig) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config)
     return folder
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs off the folder; a process that ends, however, lets it go.
+
+    Raises:
+        ConfigError: a run of another process, or of this one, is at work there.
+    """
+    with open(folder / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ConfigError(
+                f"--workdir={folder} is in use by {file.read() or 'another process'}; "
+                "wait for its end, or name another folder"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_config(folder: pathlib.Path, config: ExperimentConfig) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from rankax import train as trainer
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.config.synthetic import SyntheticConfig
@@ -21,8 +23,10 @@ from rankax.models.base import named_config
 from rankax.observe.writers import read_metrics
 from rankax.parallel import mesh as meshes
 from rankax.train import train
+from rankax.training import interruption, run_folder
 from rankax.training import setup as setups
 from rankax.training.checkpoint import Checkpoints
+from rankax.training.step import Steps
 
 
 def make_config(**train_options):
@@ -68,7 +72,7 @@ def final_state(config, folder):
     return step, jax.tree.map(np.asarray, state), record
 
 
-class Interrupted(Exception):
+class Died(Exception):
     pass
 
 
@@ -76,19 +80,17 @@ def test_a_run_interrupted_anywhere_ends_bit_equal(tmp_path, monkeypatch):
     config = make_config()
     whole = train(config, str(tmp_path / "whole"))
 
-    from rankax.training.step import Steps
-
     original, calls = Steps.train, []
 
     def dying(self, *args, **kwargs):
         calls.append(None)
         if len(calls) in (7, 20, 33):  # before a save, between two, in the next epoch
-            raise Interrupted
+            raise Died
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Steps, "train", dying)
     for _ in range(3):
-        with pytest.raises(Interrupted):
+        with pytest.raises(Died):
             train(config, str(tmp_path / "parts"))
     parts = train(config, str(tmp_path / "parts"))
 
@@ -100,10 +102,6 @@ def test_a_run_interrupted_anywhere_ends_bit_equal(tmp_path, monkeypatch):
     _, b, record = final_state(config, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert record["position"]["epoch"] == 2
-
-    def curve(folder):
-        lines = [x for x in read_metrics(folder) if x["split"] in ("valid", "test")]
-        return [(x["step"], x["split"], x["ctr/auc"]) for x in lines]
 
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     losses = [
@@ -151,34 +149,123 @@ def test_a_finished_run_tells_which_options_its_result_does_not_have(tmp_path, c
     assert (tmp_path / "config.json").read_text() == saved
 
 
-def test_a_killed_process_continues_to_the_same_result(tmp_path):
-    whole = train(make_config(num_epochs=0, num_steps=40), str(tmp_path / "whole"))
+def command_of(tmp_path, **train_options):
+    """The command line of a run of `make_config` in the folder "run"."""
     config = tmp_path / "config.py"
     here = pathlib.Path(__file__).parent
     config.write_text(
         f"import sys\nsys.path.insert(0, {str(here)!r})\n"
         "from test_resume import make_config\n"
-        "def get_config(arg=''):\n    return make_config(num_epochs=0, num_steps=40)\n"
+        f"def get_config(arg=''):\n    return make_config(num_epochs=0, **{train_options})\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "rankax.main",
-        f"--config={config}",
-        f"--workdir={tmp_path / 'killed'}",
+    return [
+        *(sys.executable, "-m", "rankax.main"),
+        *(f"--config={config}", f"--workdir={tmp_path / 'run'}"),
     ]
+
+
+def test_a_killed_process_continues_to_the_same_result(tmp_path):
+    whole = train(make_config(num_epochs=0, num_steps=40), str(tmp_path / "whole"))
+    command = command_of(tmp_path, num_steps=40)
     process = subprocess.Popen(command, env=os.environ)
-    checkpoint = tmp_path / "killed" / "checkpoints" / "10"
+    checkpoint = tmp_path / "run" / "checkpoints" / "10"
     deadline = time.monotonic() + 240
     while not checkpoint.exists() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "killed" / "result.json").exists()
+    assert not (tmp_path / "run" / "result.json").exists()
     subprocess.run(command, env=os.environ, check=True, timeout=240)
-    result = json.loads((tmp_path / "killed" / "result.json").read_text())
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["metrics"] == json.loads(json.dumps(whole["metrics"]))
+
+
+def curve(folder):
+    lines = [x for x in read_metrics(folder) if x["split"] in ("valid", "test")]
+    return [(x["step"], x["split"], x["ctr/auc"]) for x in lines]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_its_step_and_the_run_goes_on(
+    tmp_path, monkeypatch, number
+):
+    config = make_config()
+    whole = train(config, str(tmp_path / "whole"))
+    original, calls = Steps.train, []
+
+    def signalled(self, *args, **kwargs):
+        calls.append(None)
+        if len(calls) in (7, 20):  # between two saves, and before an evaluation
+            os.kill(os.getpid(), number)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Steps, "train", signalled)
+    before = signal.getsignal(number)
+    told = []
+    for _ in range(2):
+        with pytest.raises(interruption.Interrupted) as error:
+            train(config, str(tmp_path / "parts"))
+        assert error.value.signal == number
+        assert signal.getsignal(number) is before
+        told.append(str(error.value))
+    name = signal.Signals(number).name
+    assert told == [
+        f"stopped by {name} after step 7, which is saved; the same command goes on",
+        f"stopped by {name} while it read synthetic/valid; the same command goes on",
+    ]
+    parts = train(config, str(tmp_path / "parts"))
+    assert len(calls) == 48  # no step was done twice
+    assert parts["metrics"] == whole["metrics"]
+    assert parts["tables"] == whole["tables"]
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    _, a, _ = final_state(config, tmp_path / "whole")
+    _, b, _ = final_state(config, tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_signal_within_the_test_split_leaves_it_for_later(tmp_path, monkeypatch):
+    config = make_config(num_epochs=0, num_steps=10)
+    config.eval.save_predictions = True
+    original = trainer.evaluate
+
+    def signalled(*args, is_final, **kwargs):
+        if is_final:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, is_final=is_final, **kwargs)
+
+    monkeypatch.setattr(trainer, "evaluate", signalled)
+    with pytest.raises(interruption.Interrupted, match="while it read synthetic/test"):
+        train(config, str(tmp_path))
+    assert not (tmp_path / "predictions.parquet").exists()
+    monkeypatch.undo()
+    result = train(config, str(tmp_path))
+    assert result["step"] == 10 and result["metrics"]["ctr/auc"] > 0
+    assert (tmp_path / "predictions.parquet").exists()
+
+
+def test_a_second_signal_is_not_listened_to():
+    with pytest.raises(KeyboardInterrupt), interruption.StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signalled_process_tells_how_to_go_on(tmp_path):
+    command = command_of(tmp_path, num_steps=400)
+    process = subprocess.Popen(
+        command, env=os.environ, stderr=subprocess.PIPE, text=True
+    )
+    checkpoint = tmp_path / "run" / "checkpoints" / "10"
+    deadline = time.monotonic() + 240
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert re.search(r"stopped by SIGTERM .*; the same command goes on", told)
+    assert "Traceback" not in told
 
 
 def test_the_best_checkpoint_is_what_gets_tested(tmp_path):
@@ -255,6 +342,17 @@ def test_a_run_folder_of_another_configuration_is_refused(tmp_path):
     same = make_config(num_epochs=0, num_steps=10)
     same.observe.log_every = 3  # does not change what is computed
     train(same, str(tmp_path))
+
+
+def test_a_second_run_on_a_folder_in_use_is_refused(tmp_path):
+    config = make_config(num_epochs=0, num_steps=10)
+    run_folder.claim(str(tmp_path), config)
+    with (
+        run_folder.locked(tmp_path),
+        pytest.raises(ConfigError, match="in use by process"),
+    ):
+        train(config, str(tmp_path))
+    train(config, str(tmp_path))
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -1,6 +1,8 @@
 """Whose a run folder is, also after another version has changed the options."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -52,3 +54,34 @@ def test_a_default_that_another_version_changed_is_told(tmp_path):
     claimed_by_other_version(tmp_path, change)
     with pytest.raises(ConfigError, match=r"num_cross_layers: 9 -> 3"):
         run_folder.claim(str(tmp_path), make_config())
+
+
+HOLD = """
+import pathlib, sys
+from rankax.training import run_folder
+with run_folder.locked(pathlib.Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_in_use_is_refused_until_its_process_ends_however(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout and holder.stdout.readline() == "locked\n"
+    with (
+        pytest.raises(
+            ConfigError, match=rf"in use by process {holder.pid} on \S+; wait"
+        ),
+        run_folder.locked(tmp_path),
+    ):
+        pass
+    holder.kill()
+    holder.communicate()
+    for _ in range(2):
+        with run_folder.locked(tmp_path):
+            pass

@@ -38,9 +38,7 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     setup = set_up(config)
     folder = run_folder.find(workdir, config)
     console = Console(quiet=jax.process_index() > 0)
-    checkpoints = Checkpoints(
-        folder / run_folder.CHECKPOINTS, keep_last=config.checkpoint.keep_last
-    )
+    checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint)
     latest = checkpoints.latest_step
     if latest is None:
         raise ConfigError(f"{folder} holds no checkpoint yet; train it further")

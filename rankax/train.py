@@ -133,9 +133,7 @@ def _train(
     (folder / run_folder.TABLES).write_text(f"{steps.engine.plan}\n")
 
     # ------------------------------------------------ start or continue
-    checkpoints = Checkpoints(
-        folder / run_folder.CHECKPOINTS, keep_last=config.checkpoint.keep_last
-    )
+    checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint)
     progress, latest_step = Progress(), checkpoints.latest_step
     step = latest_step or 0
     if latest_step is None:

@@ -1,17 +1,17 @@
 """The whole of a run's configuration: one dataclass a section, one check for all.
 
-An experiment file returns an `ExperimentConfig` from `get_config(arg)`. Rules that a
-single value cannot show (batch against lanes, one option against another) stand in
-`ExperimentConfig.validate`; rules that need the data set are checked where it is read.
+An experiment file returns an `ExperimentConfig` from `get_config`, whose `validate`
+checks the ranges of all options, the rules inside each section (`problems`) and those
+between sections; rules that need the data set are checked where it is read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import itertools
 import math
 
-from rankax.config.base import Config, ConfigError, suggest
-from rankax.config.ranges import RangedConfig
+from rankax.config.base import Config, ConfigError
+from rankax.config.ranges import RangedConfig, option, unused
 
 DENSE_OPTIMIZERS = ("adam", "adamw", "adagrad", "sgd")
 # Row optimizer -> those of its options that not all of them use.
@@ -64,7 +64,7 @@ class ParquetConfig(SourceConfig):
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class DataConfig(Config):
+class DataConfig(RangedConfig):
     """Input. Empty `tasks` and `fields` mean all that the dataset card names.
 
     Attributes:
@@ -147,7 +147,7 @@ def tables_for_role(
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class TablesConfig(Config):
+class TablesConfig(RangedConfig):
     """Layout of the embedding tables over the machine.
 
     Attributes:
@@ -167,12 +167,18 @@ class TablesConfig(Config):
     """
 
     num_shards: int = 1024
-    replicate_below_bytes: int = 1 << 20
-    dtype: str = "float32"
-    out_of_range: str = "error"
-    deduplicate: str = "host"
+    replicate_below_bytes: int = option(1 << 20, least=0)
+    dtype: str = option("float32", choices=ROW_DTYPES)
+    out_of_range: str = option("error", choices=OUT_OF_RANGE)
+    deduplicate: str = option("host", choices=DEDUPLICATE)
     capacity_margin: float = 6.0
     track_last_step: bool = False
+
+    def problems(self) -> list[str]:
+        """Shards that no power of two of devices divides."""
+        if self.num_shards & (self.num_shards - 1):
+            return [f"num_shards = {self.num_shards} must be a power of two"]
+        return []
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -197,7 +203,7 @@ class MeanPoolingConfig(SequenceConfig):
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class ModelConfig(Config):
+class ModelConfig(RangedConfig):
     """Backbone on embedded fields and encoded sequences, one head per task.
 
     Attributes:
@@ -212,14 +218,14 @@ class ModelConfig(Config):
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
     sequence: SequenceConfig = dataclasses.field(default_factory=MeanPoolingConfig)
     task_weights: tuple[float, ...] = ()
-    compute_dtype: str = "float32"
+    compute_dtype: str = option("float32", choices=COMPUTE_DTYPES)
 
 
 # ---------------------------------------------------------------- training
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class TrainConfig(Config):
+class TrainConfig(RangedConfig):
     """Length of the run. Exactly one of `num_steps` and `num_epochs` is set."""
 
     seed: int = 0
@@ -229,7 +235,7 @@ class TrainConfig(Config):
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class DenseOptimizerConfig(Config):
+class DenseOptimizerConfig(RangedConfig):
     """Optimizer (optax) of network weights and replicated tables.
 
     Attributes:
@@ -239,7 +245,7 @@ class DenseOptimizerConfig(Config):
         clip_norm: bound of the global gradient norm; 0 = off.
     """
 
-    name: str = "adam"
+    name: str = option("adam", choices=DENSE_OPTIMIZERS)
     learning_rate: float = 1e-3
     b1: float = 0.9
     b2: float = 0.999
@@ -249,9 +255,16 @@ class DenseOptimizerConfig(Config):
     weight_decay: float = 0.0
     clip_norm: float = 0.0
 
+    def problems(self) -> list[str]:
+        """Weight decay of another optimizer."""
+        if self.name == "adamw":
+            return []
+        why = f"is used by 'adamw' only, not {self.name!r}; set l2 or that optimizer"
+        return unused(self, ("weight_decay",), why)
+
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class SparseOptimizerConfig(Config):
+class SparseOptimizerConfig(RangedConfig):
     """Row optimizer of row-sharded tables; formulas in `embeddings/optimizers.py`.
 
     Attributes:
@@ -261,7 +274,7 @@ class SparseOptimizerConfig(Config):
         weight_decay: decoupled decay of the rows that a step touches.
     """
 
-    name: str = "rowwise_adagrad"
+    name: str = option("rowwise_adagrad", choices=tuple(ROW_OPTIMIZERS))
     learning_rate: float = 0.02
     eps: float = 1e-8
     initial_accumulator: float = 0.0
@@ -269,9 +282,27 @@ class SparseOptimizerConfig(Config):
     b2: float = 0.999
     weight_decay: float = 0.0
 
+    def problems(self) -> list[str]:
+        """Options of other optimizers, and updates that are not defined."""
+        own = ROW_OPTIMIZERS[self.name]
+        problems = []
+        for name in sorted({*itertools.chain(*ROW_OPTIMIZERS.values())} - {*own}):
+            users = [each for each, other in ROW_OPTIMIZERS.items() if name in other]
+            why = f"is not used by {self.name!r} but by {', '.join(users)}; set name"
+            problems += unused(self, (name,), why)
+        for name in ("b1", "b2"):
+            if getattr(self, name) >= 1:
+                problems.append(f"{name} = {getattr(self, name)} must be below 1")
+        if "eps" in own and self.eps == 0 and self.initial_accumulator == 0:
+            problems.append(
+                "eps = 0 divides 0 by 0 where a gradient is zero; set it to a small "
+                "positive number"
+            )
+        return problems
+
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class ScheduleConfig(Config):
+class ScheduleConfig(RangedConfig):
     """One factor on both learning rates, counted by one step counter.
 
     Attributes:
@@ -284,15 +315,27 @@ class ScheduleConfig(Config):
     """
 
     warmup_steps: int = 0
-    decay: str = "constant"
+    decay: str = option("constant", choices=DECAYS)
     final_factor: float = 0.0
     plateau_factor: float = 0.0
     plateau_patience: int = 1
     min_factor: float = 1e-3
 
+    def problems(self) -> list[str]:
+        """A plateau that raises the rate, and an end without a decay."""
+        problems = []
+        if self.plateau_factor >= 1:
+            problems.append(
+                f"plateau_factor = {self.plateau_factor} must be below 1 (0 = off)"
+            )
+        if self.decay == "constant":
+            why = "has no use with decay = 'constant'; choose 'linear' or 'cosine'"
+            problems += unused(self, ("final_factor",), why)
+        return problems
+
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class OptimizerConfig(Config):
+class OptimizerConfig(RangedConfig):
     """Dense and sparse optimizer under one schedule."""
 
     dense: DenseOptimizerConfig = dataclasses.field(
@@ -305,7 +348,7 @@ class OptimizerConfig(Config):
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class EvalConfig(Config):
+class EvalConfig(RangedConfig):
     """Validation during training, and the final reading of the test split.
 
     Attributes:
@@ -336,15 +379,25 @@ class EvalConfig(Config):
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class CheckpointConfig(Config):
-    """Checkpoints are saved at every evaluation, and every `every_steps` if set."""
+class CheckpointConfig(RangedConfig):
+    """When checkpoints are saved, and which are kept.
+
+    Attributes:
+        every_steps: save at these steps too; they are saved at every evaluation.
+        keep_last: the newest ones.
+        keep_best: the newest of those that were the best by validation when saved; the
+            run tests the last of them.
+        keep_every: all whose step is a multiple; 0 = off.
+    """
 
     every_steps: int = 0
     keep_last: int = 1
+    keep_best: int = 1
+    keep_every: int = 0
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class ObserveConfig(Config):
+class ObserveConfig(RangedConfig):
     """What the run tells while it goes on and when it ends."""
 
     log_every: int = 50
@@ -353,7 +406,7 @@ class ObserveConfig(Config):
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class MeshConfig(Config):
+class MeshConfig(RangedConfig):
     """Devices along each mesh axis; `data` 0 = all devices / `model`."""
 
     data: int = 0
@@ -376,7 +429,12 @@ class ExperimentConfig(Config):
 
     def validate(self) -> None:
         """Raises one `ConfigError` that lists every broken rule with advice."""
-        problems = [*_ranges(self), *_choices(self), *_rules(self)]
+        problems = [
+            f"{name}{problem}"
+            for name, section in _sections(self)
+            for problem in section.broken_rules()
+        ]
+        problems += _rules(self)
         if problems:
             raise ConfigError(
                 "the configuration cannot be used:\n"
@@ -384,95 +442,24 @@ class ExperimentConfig(Config):
             )
 
 
-def _ranges(config: ExperimentConfig) -> list[str]:
-    """Smallest allowed value of each number."""
-    c = config
-    at_least = {
-        "data.lanes": (c.data.lanes, 1),
-        "data.time_window": (c.data.time_window, 0),
-        "data.num_threads": (c.data.num_threads, 1),
-        "data.prefetch_batches": (c.data.prefetch_batches, 1),
-        "tables.num_shards": (c.tables.num_shards, 1),
-        "tables.replicate_below_bytes": (c.tables.replicate_below_bytes, 0),
-        "tables.capacity_margin": (c.tables.capacity_margin, 0),
-        "train.seed": (c.train.seed, 0),
-        "train.batch_size": (c.train.batch_size, 1),
-        "train.num_steps": (c.train.num_steps, 0),
-        "train.num_epochs": (c.train.num_epochs, 0),
-        "optimizer.dense.learning_rate": (c.optimizer.dense.learning_rate, 0),
-        "optimizer.dense.l2": (c.optimizer.dense.l2, 0),
-        "optimizer.dense.table_l2": (c.optimizer.dense.table_l2, 0),
-        "optimizer.dense.weight_decay": (c.optimizer.dense.weight_decay, 0),
-        "optimizer.dense.clip_norm": (c.optimizer.dense.clip_norm, 0),
-        "optimizer.sparse.learning_rate": (c.optimizer.sparse.learning_rate, 0),
-        "optimizer.sparse.eps": (c.optimizer.sparse.eps, 0),
-        "optimizer.sparse.initial_accumulator": (
-            c.optimizer.sparse.initial_accumulator,
-            0,
-        ),
-        "optimizer.sparse.b1": (c.optimizer.sparse.b1, 0),
-        "optimizer.sparse.b2": (c.optimizer.sparse.b2, 0),
-        "optimizer.sparse.weight_decay": (c.optimizer.sparse.weight_decay, 0),
-        "optimizer.schedule.warmup_steps": (c.optimizer.schedule.warmup_steps, 0),
-        "optimizer.schedule.plateau_factor": (c.optimizer.schedule.plateau_factor, 0),
-        "optimizer.schedule.plateau_patience": (
-            c.optimizer.schedule.plateau_patience,
-            1,
-        ),
-        "eval.every_steps": (c.eval.every_steps, 0),
-        "eval.batch_size": (c.eval.batch_size, 0),
-        "eval.top_k": (c.eval.top_k, 0),
-        "eval.early_stopping_patience": (c.eval.early_stopping_patience, 0),
-        "checkpoint.every_steps": (c.checkpoint.every_steps, 0),
-        "checkpoint.keep_last": (c.checkpoint.keep_last, 1),
-        "observe.log_every": (c.observe.log_every, 1),
-        "mesh.data": (c.mesh.data, 0),
-        "mesh.model": (c.mesh.model, 1),
-    }
-    return [
-        f"{name} = {value} must be at least {minimum}"
-        for name, (value, minimum) in at_least.items()
-        if not value >= minimum
-    ]
-
-
-def _choices(config: ExperimentConfig) -> list[str]:
-    """Names that must be one of a list."""
-    choices = {
-        "tables.dtype": (config.tables.dtype, ROW_DTYPES),
-        "tables.out_of_range": (config.tables.out_of_range, OUT_OF_RANGE),
-        "model.compute_dtype": (config.model.compute_dtype, COMPUTE_DTYPES),
-        "tables.deduplicate": (config.tables.deduplicate, DEDUPLICATE),
-        "optimizer.dense.name": (config.optimizer.dense.name, DENSE_OPTIMIZERS),
-        "optimizer.sparse.name": (
-            config.optimizer.sparse.name,
-            tuple(ROW_OPTIMIZERS),
-        ),
-        "optimizer.schedule.decay": (config.optimizer.schedule.decay, DECAYS),
-    }
-    return [
-        f"{name} = {value!r} is unknown; {suggest(value, known)}"
-        for name, (value, known) in choices.items()
-        if value not in known
-    ]
+def _sections(config: Config, prefix: str = "") -> Iterator[tuple[str, RangedConfig]]:
+    """Yields every section below one, with its name and a dot."""
+    for name, value in config.options():
+        if isinstance(value, RangedConfig):
+            yield f"{prefix}{name}.", value
+            yield from _sections(value, f"{prefix}{name}.")
 
 
 def _rules(config: ExperimentConfig) -> list[str]:
     """Rules between options."""
     problems = []
-    data, train, dense = config.data, config.train, config.optimizer.dense
-    schedule = config.optimizer.schedule
+    data, train = config.data, config.train
     lanes = max(data.lanes, 1)
     if type(config.model.backbone) is BackboneConfig:
         problems.append(
             "model.backbone is not set; choose one of rankax.models.backbones, "
             "for example DCNv2Config()"
         )
-    for section, part in (
-        ("model.backbone", config.model.backbone),
-        ("model.sequence", config.model.sequence),
-    ):
-        problems += [f"{section}.{problem}" for problem in part.broken_rules()]
     if type(data.source) is SourceConfig:
         problems.append("data.source is not set; use ParquetConfig or SyntheticConfig")
     if isinstance(data.source, ParquetConfig) and not data.source.path:
@@ -491,28 +478,6 @@ def _rules(config: ExperimentConfig) -> list[str]:
             f"train.num_steps = {train.num_steps} and train.num_epochs = "
             f"{train.num_epochs}: set exactly one of them"
         )
-    if math.isinf(config.tables.capacity_margin):
-        problems.append("tables.capacity_margin must be finite; 6 is usual")
-    if config.tables.num_shards & (config.tables.num_shards - 1):
-        problems.append(
-            f"tables.num_shards = {config.tables.num_shards} must be a power of two"
-        )
-    if dense.weight_decay > 0 and dense.name != "adamw":
-        problems.append(
-            f"optimizer.dense.weight_decay is used by 'adamw' only, not {dense.name!r};"
-            " set optimizer.dense.l2 or the other optimizer"
-        )
-    problems += _row_optimizer_rules(config.optimizer.sparse)
-    if schedule.plateau_factor >= 1:
-        problems.append(
-            f"optimizer.schedule.plateau_factor = {schedule.plateau_factor} "
-            "must be below 1 (0 = off)"
-        )
-    if schedule.decay == "constant" and schedule.final_factor:
-        problems.append(
-            "optimizer.schedule.final_factor has no use with decay = 'constant'; "
-            "choose 'linear' or 'cosine'"
-        )
     metric, top_k = config.eval.metric, config.eval.top_k
     _, at, k = metric.rpartition("/")[2].partition("@")
     if at and k.isdigit() and int(k) != top_k:
@@ -525,32 +490,5 @@ def _rules(config: ExperimentConfig) -> list[str]:
         problems.append(
             f"model.task_weights has {len(weights)} values for {len(data.tasks)} "
             f"tasks {data.tasks}"
-        )
-    return problems
-
-
-def _row_optimizer_rules(sparse: SparseOptimizerConfig) -> list[str]:
-    problems = []
-    own = ROW_OPTIMIZERS.get(sparse.name)
-    if own is None:  # reported with the other unknown names
-        return problems
-    default = SparseOptimizerConfig()
-    for option in sorted(set(itertools.chain(*ROW_OPTIMIZERS.values())) - set(own)):
-        value, usual = getattr(sparse, option), getattr(default, option)
-        if value != usual:
-            users = [name for name, other in ROW_OPTIMIZERS.items() if option in other]
-            problems.append(
-                f"optimizer.sparse.{option} = {value} is not used by {sparse.name!r} "
-                f"but by {', '.join(users)}; leave it at {usual} or choose one of those"
-            )
-    for option in ("b1", "b2"):
-        if getattr(sparse, option) >= 1:
-            problems.append(
-                f"optimizer.sparse.{option} = {getattr(sparse, option)} must be below 1"
-            )
-    if "eps" in own and sparse.eps == 0 and sparse.initial_accumulator == 0:
-        problems.append(
-            "optimizer.sparse.eps = 0 divides 0 by 0 where a gradient is zero; set it "
-            "to a small positive number"
         )
     return problems

@@ -1,4 +1,4 @@
-"""What the options of a model may be: by type and default, or as `option` says.
+"""What the options of a section may be: by type and default, or as `option` says.
 
 int    a count or a width: at least 1, or 0 where that is the default (0 = off)
 float  finite and at least 0; of a name that starts with "dropout" also below 1

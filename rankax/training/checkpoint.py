@@ -15,27 +15,33 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from rankax.config.base import ConfigError
+from rankax.config.experiment import CheckpointConfig
 from rankax.embeddings.placement import TablePlan
 from rankax.training.state import TrainState
 
 
 class Checkpoints:
-    """The checkpoints in one folder; keeps the newest ones and the best one."""
+    """The checkpoints in one folder, those that the configuration keeps."""
 
-    def __init__(self, folder: pathlib.Path, *, keep_last: int):
+    def __init__(self, folder: pathlib.Path, config: CheckpointConfig):
         """Opens or creates the folder; leftovers of killed saves are removed.
 
         Args:
             folder: where the checkpoints are.
-            keep_last: newest checkpoints to keep besides the best.
+            config: which of them to keep.
         """
         policies = ocp.training.preservation_policies
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(keep_last),
-                policies.BestN(get_metric_fn=lambda m: m["best_rank"], n=1),
-            ]
-        )
+        kept: list[Any] = [
+            policies.LatestN(config.keep_last),
+            policies.BestN(
+                get_metric_fn=lambda m: m["best_rank"],
+                n=config.keep_best,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        if config.keep_every:
+            kept.append(policies.EveryNSteps(config.keep_every))
+        keep = policies.AnyPreservationPolicy(kept)
         self._folder = folder
         self._checkpointer = ocp.training.Checkpointer(
             str(folder.absolute()),
@@ -77,7 +83,7 @@ class Checkpoints:
                 "record": dict(record),
             },
             # Ranked by step: among the best ones so far, the latest is the best.
-            metrics={"best_rank": step if is_best else -1},
+            metrics={"best_rank": step} if is_best else None,
             force=True,
             overwrite=step in {c.step for c in self._checkpointer.checkpoints},
         )

@@ -182,7 +182,7 @@ def test_the_oracle_adds_duplicates_before_the_update_and_skips_padding():
         (
             {"name": "adagrad", "b1": 0.8},
             r"optimizer.sparse.b1 = 0.8 is not used by 'adagrad' but by lazy_adam; "
-            "leave it at 0.9",
+            "set name, or leave it at 0.9",
         ),
         (
             {"name": "sgd", "initial_accumulator": 0.1},

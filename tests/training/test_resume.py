@@ -15,7 +15,7 @@ import pytest
 
 from rankax import train as trainer
 from rankax.config.base import ConfigError
-from rankax.config.experiment import ExperimentConfig
+from rankax.config.experiment import CheckpointConfig, ExperimentConfig
 from rankax.config.synthetic import SyntheticConfig
 from rankax.evaluate import evaluate
 from rankax.models import backbones  # noqa: F401
@@ -61,7 +61,7 @@ def make_config(**train_options):
 def final_state(config, folder):
     """The arrays of the newest checkpoint, restored to this process's devices."""
     setup = setups.set_up(config)
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last=1)
+    checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig())
     step = checkpoints.latest_step
     assert step is not None
     state = checkpoints.restore(
@@ -305,6 +305,29 @@ def test_a_checkpoint_restores_on_another_device_count(tmp_path, monkeypatch, de
     smaller(devices)
     _, restored, _ = final_state(config, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, saved, restored)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, {50, 70}),
+        ({"keep_last": 3}, {50, 60, 70}),
+        ({"keep_best": 2}, {30, 50, 70}),
+        ({"keep_every": 20}, {20, 40, 50, 60, 70}),
+    ],
+)
+def test_the_newest_the_best_and_every_so_many_checkpoints_are_kept(
+    tmp_path, options, expected
+):
+    steps = setups.set_up(make_config()).steps
+    state = steps.init_state()
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(**options))
+    for step in range(10, 71, 10):
+        is_best = step in (10, 30, 50)
+        checkpoints.save(step, state, {}, plan=steps.engine.plan, is_best=is_best)
+    checkpoints.close()
+    kept = {int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()}
+    assert kept == expected
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):

@@ -72,14 +72,20 @@ def final_state(config, folder):
     return step, jax.tree.map(np.asarray, state), record
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder and result of a run of `make_config` that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(make_config(), str(folder))
+
+
 class Died(Exception):
     pass
 
 
-def test_a_run_interrupted_anywhere_ends_bit_equal(tmp_path, monkeypatch):
+def test_a_run_interrupted_anywhere_ends_bit_equal(tmp_path, whole, monkeypatch):
     config = make_config()
-    whole = train(config, str(tmp_path / "whole"))
-
+    whole_folder, expected = whole
     original, calls = Steps.train, []
 
     def dying(self, *args, **kwargs):
@@ -94,19 +100,19 @@ def test_a_run_interrupted_anywhere_ends_bit_equal(tmp_path, monkeypatch):
             train(config, str(tmp_path / "parts"))
     parts = train(config, str(tmp_path / "parts"))
 
-    assert parts["metrics"] == whole["metrics"]
-    assert parts["tables"] == whole["tables"]
-    assert parts["examples_seen"] == whole["examples_seen"] == 2 * 6_000
-    step, a, _ = final_state(config, tmp_path / "whole")
+    assert parts["metrics"] == expected["metrics"]
+    assert parts["tables"] == expected["tables"]
+    assert parts["examples_seen"] == expected["examples_seen"] == 2 * 6_000
+    step, a, _ = final_state(config, whole_folder)
     assert step == 48
     _, b, record = final_state(config, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert record["position"]["epoch"] == 2
 
-    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert curve(tmp_path / "parts") == curve(whole_folder)
     losses = [
-        [(x["step"], x["loss"]) for x in read_metrics(tmp_path / name) if "loss" in x]
-        for name in ("whole", "parts")
+        [(x["step"], x["loss"]) for x in read_metrics(folder) if "loss" in x]
+        for folder in (whole_folder, tmp_path / "parts")
     ]
     assert losses[0] == losses[1]
 
@@ -164,18 +170,29 @@ def command_of(tmp_path, **train_options):
     ]
 
 
-def test_a_killed_process_continues_to_the_same_result(tmp_path):
-    whole = train(make_config(num_epochs=0, num_steps=40), str(tmp_path / "whole"))
-    command = command_of(tmp_path, num_steps=40)
-    process = subprocess.Popen(command, env=os.environ)
-    checkpoint = tmp_path / "run" / "checkpoints" / "10"
-    deadline = time.monotonic() + 240
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "run" / "result.json").exists()
+def test_a_signalled_and_a_killed_process_continue_to_the_same_result(tmp_path):
+    whole = train(make_config(num_epochs=0, num_steps=60), str(tmp_path / "whole"))
+    command = command_of(tmp_path, num_steps=60)
+
+    def interrupted(number, step):
+        process = subprocess.Popen(
+            command, env=os.environ, stderr=subprocess.PIPE, text=True
+        )
+        checkpoint = tmp_path / "run" / "checkpoints" / str(step)
+        deadline = time.monotonic() + 240
+        while not checkpoint.exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=120)
+        assert not (tmp_path / "run" / "result.json").exists()
+        return process.returncode, told
+
+    status, told = interrupted(signal.SIGTERM, 10)
+    assert status == 128 + signal.SIGTERM
+    assert re.search(r"stopped by SIGTERM .*; the same command goes on", told)
+    assert "Traceback" not in told
+    assert interrupted(signal.SIGKILL, 40)[0] == -signal.SIGKILL
     subprocess.run(command, env=os.environ, check=True, timeout=240)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["metrics"] == json.loads(json.dumps(whole["metrics"]))
@@ -186,40 +203,38 @@ def curve(folder):
     return [(x["step"], x["split"], x["ctr/auc"]) for x in lines]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_after_its_step_and_the_run_goes_on(
-    tmp_path, monkeypatch, number
+    tmp_path, whole, monkeypatch
 ):
     config = make_config()
-    whole = train(config, str(tmp_path / "whole"))
+    whole_folder, expected = whole
     original, calls = Steps.train, []
 
     def signalled(self, *args, **kwargs):
         calls.append(None)
         if len(calls) in (7, 20):  # between two saves, and before an evaluation
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Steps, "train", signalled)
-    before = signal.getsignal(number)
+    before = signal.getsignal(signal.SIGTERM)
     told = []
     for _ in range(2):
         with pytest.raises(interruption.Interrupted) as error:
             train(config, str(tmp_path / "parts"))
-        assert error.value.signal == number
-        assert signal.getsignal(number) is before
+        assert error.value.signal == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is before
         told.append(str(error.value))
-    name = signal.Signals(number).name
     assert told == [
-        f"stopped by {name} after step 7, which is saved; the same command goes on",
-        f"stopped by {name} while it read synthetic/valid; the same command goes on",
+        "stopped by SIGTERM after step 7, which is saved; the same command goes on",
+        "stopped by SIGTERM while it read synthetic/valid; the same command goes on",
     ]
     parts = train(config, str(tmp_path / "parts"))
     assert len(calls) == 48  # no step was done twice
-    assert parts["metrics"] == whole["metrics"]
-    assert parts["tables"] == whole["tables"]
-    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
-    _, a, _ = final_state(config, tmp_path / "whole")
+    assert parts["metrics"] == expected["metrics"]
+    assert parts["tables"] == expected["tables"]
+    assert curve(tmp_path / "parts") == curve(whole_folder)
+    _, a, _ = final_state(config, whole_folder)
     _, b, _ = final_state(config, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -251,23 +266,6 @@ def test_a_second_signal_is_not_listened_to():
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_signalled_process_tells_how_to_go_on(tmp_path):
-    command = command_of(tmp_path, num_steps=400)
-    process = subprocess.Popen(
-        command, env=os.environ, stderr=subprocess.PIPE, text=True
-    )
-    checkpoint = tmp_path / "run" / "checkpoints" / "10"
-    deadline = time.monotonic() + 240
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert re.search(r"stopped by SIGTERM .*; the same command goes on", told)
-    assert "Traceback" not in told
-
-
 def test_the_best_checkpoint_is_what_gets_tested(tmp_path):
     config = make_config(num_epochs=3)
     config.optimizer.dense.learning_rate = 0.3  # soon gets worse again
@@ -288,23 +286,23 @@ def test_the_best_checkpoint_is_what_gets_tested(tmp_path):
     assert again["valid"]["ctr/auc"] == best["value"]
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
-def test_a_checkpoint_restores_on_another_device_count(tmp_path, monkeypatch, devices):
+def test_a_checkpoint_restores_on_other_device_counts(tmp_path, monkeypatch):
     config = make_config(num_epochs=0, num_steps=10)
     original = meshes.make_mesh
 
-    def smaller(count):
+    def use(count):
         def make(*, data=0, model=1):
             return original(data=count, model=1, devices=jax.devices()[:count])
 
         monkeypatch.setattr(meshes, "make_mesh", make)
 
-    smaller(4)
+    use(4)
     train(config, str(tmp_path))
     _, saved, _ = final_state(config, tmp_path)
-    smaller(devices)
-    _, restored, _ = final_state(config, tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, saved, restored)
+    for count in (1, 2, 8):
+        use(count)
+        _, restored, _ = final_state(config, tmp_path)
+        jax.tree.map(np.testing.assert_array_equal, saved, restored)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     setup = set_up(config)
     folder = run_folder.find(workdir, config)
     console = Console(quiet=jax.process_index() > 0)
-    checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint)
+    checkpoints = Checkpoints(
+        folder / run_folder.CHECKPOINTS, None
+    )  # it may be at work
     latest = checkpoints.latest_step
     if latest is None:
         raise ConfigError(f"{folder} holds no checkpoint yet; train it further")

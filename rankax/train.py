@@ -23,6 +23,7 @@ from rankax.observe.console import Console, Track
 from rankax.observe.writers import MetricsWriter
 from rankax.optim import schedule
 from rankax.optim.schedule import Plateau
+from rankax.training import origin as origins
 from rankax.training import run_folder
 from rankax.training.checkpoint import Checkpoints
 from rankax.training.evaluator import (
@@ -136,14 +137,23 @@ def _train(
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint)
     progress, latest_step = Progress(), checkpoints.latest_step
     step = latest_step or 0
+    origin = origins.of_run(config, setup)
     if latest_step is None:
         state = steps.init_state()
     else:
+        changes = origins.changes(
+            checkpoints.origin(step), origin, where=f"checkpoint {step} of {folder}"
+        )
         state = checkpoints.restore(
             steps.abstract_state(), plan=steps.engine.plan, step=step
         )
         progress = Progress.from_dict(checkpoints.record(step))
         console.message(f"continuing {folder} from step {step:,}")
+        if changes:
+            console.message(
+                f"saved by other versions ({changes}): results may differ slightly "
+                "from those of one version"
+            )
     writer = MetricsWriter(
         folder, tensorboard=config.observe.tensorboard, resume_step=step
     )
@@ -180,6 +190,7 @@ def _train(
             state,
             dataclasses.asdict(progress) | {"wall_seconds": wall_seconds},
             plan=steps.engine.plan,
+            origin=origin,
             is_best=is_best,
         )
 

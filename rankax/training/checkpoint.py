@@ -1,60 +1,173 @@
 """Checkpoints of a run; the only module that imports Orbax.
 
-A checkpoint holds the train state as one flat dict "params/network/...": array, and a
-JSON record: the host's side of the run (input position, selection metric, counters)
-and a manifest with the shape of every array and the offset of every table in its
-stack. Saving is asynchronous and atomic: a killed save leaves the previous checkpoint.
+A checkpoint holds the train state as one flat dict "params/network/...": array, the
+checksums of these arrays, and a JSON record (`_CHECKPOINT_METADATA`, for people too):
+the host's side of the run (input position, selection metric, counters), what the run
+was started with, and a manifest with the shape of every array and the place of every
+table in its stack. Saving is asynchronous and atomic: a killed save leaves the previous
+checkpoint. Whatever is damaged, by a flipped bit or a lost file, is seen when it is
+read, on any number of devices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+import functools
+import hashlib
+import json
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from rankax.config.base import ConfigError
 from rankax.config.experiment import CheckpointConfig
-from rankax.embeddings.placement import TablePlan
+from rankax.data.errors import DataError
+from rankax.embeddings.placement import RowGroup, TablePlan
+from rankax.training import checksum
 from rankax.training.state import TrainState
+
+RECORD = "_CHECKPOINT_METADATA"  # Orbax's name
+_STATE, _CHECKSUMS = "state", "checksums"
+_SHOWN = 3  # names of damaged arrays in a message
+
+
+class Checkpoint:
+    """One checkpoint in its folder, of this run or another; only read."""
+
+    def __init__(self, folder: pathlib.Path, *, advice: str):
+        """Opens nothing yet.
+
+        Args:
+            folder: `checkpoints/<step>` of a run.
+            advice: what to do if it is damaged; ends the message.
+        """
+        self.folder = folder
+        self._advice = advice
+
+    @functools.cached_property
+    def contents(self) -> Mapping[str, Any]:
+        """The JSON record: "manifest", "origin", "record", "best_steps".
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        try:
+            tree = json.loads((self.folder / RECORD).read_bytes())["custom_metadata"]
+            digest = tree.pop("digest")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise self._damaged(
+                f"its record {RECORD} cannot be read ({type(error).__name__}: {error})"
+            ) from error
+        if digest != _digest(tree):
+            raise self._damaged(f"its record {RECORD} is not what was saved")
+        return tree
+
+    @property
+    def arrays(self) -> dict[str, str]:
+        """Names, dtypes and shapes: "params/network/...": "float32[8, 4]"."""
+        return self.contents["manifest"]["arrays"]
+
+    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        """Loads some of `arrays` into the given shardings, on any device count.
+
+        Raises:
+            DataError: a file or an array is not what was saved.
+        """
+        names = sorted(self.arrays)
+        mesh = next(iter(abstract.values())).sharding.mesh
+        wanted = {
+            **abstract,
+            _CHECKSUMS: jax.ShapeDtypeStruct(
+                (len(names), 2),
+                jnp.uint32,
+                sharding=NamedSharding(mesh, PartitionSpec()),
+            ),
+        }
+        context = ocp.Context()
+        context.pytree.loading.partial_load = len(abstract) < len(names)
+        try:
+            with context:
+                path = str(self.folder.absolute())
+                loaded = ocp.load_checkpointables(path, {_STATE: wanted})[_STATE]
+        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+            raise  # of the machine, not of the files
+        except Exception as error:  # of any kind, as the damage is
+            reason = str(error).strip().partition("\n")[0]
+            raise self._damaged(
+                f"its arrays cannot be read ({type(error).__name__}: {reason:.300})"
+            ) from error
+        saved = dict(zip(names, np.asarray(loaded.pop(_CHECKSUMS)), strict=True))
+        found = zip(sorted(loaded), np.asarray(checksum.of_arrays(loaded)), strict=True)
+        wrong = [name for name, sums in found if (sums != saved[name]).any()]
+        if wrong:
+            shown = ", ".join(repr(name) for name in wrong[:_SHOWN])
+            more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+            raise self._damaged(f"arrays {shown}{more} are not what was saved")
+        return loaded
+
+    def _damaged(self, what: str) -> DataError:
+        return DataError(f"checkpoint {self.folder} is damaged: {what}. {self._advice}")
 
 
 class Checkpoints:
-    """The checkpoints in one folder, those that the configuration keeps."""
+    """The checkpoints of one run, those that the configuration keeps."""
 
-    def __init__(self, folder: pathlib.Path, config: CheckpointConfig):
-        """Opens or creates the folder; leftovers of killed saves are removed.
+    def __init__(self, folder: pathlib.Path, config: CheckpointConfig | None):
+        """Opens the folder.
 
         Args:
             folder: where the checkpoints are.
-            config: which of them to keep.
+            config: which of them to keep; the folder is created and leftovers of
+                killed saves are removed. None = only to read, nothing is changed.
+
+        Raises:
+            DataError: a checkpoint there is so damaged that none can be saved.
         """
+        self._folder = folder
+        self._checkpointer = None
+        self._best_steps: list[int] = []
+        if config is None:
+            return
+        if self.latest_step is not None:
+            self._best_steps += self._at(self.latest_step).contents["best_steps"]
         policies = ocp.training.preservation_policies
         kept: list[Any] = [
             policies.LatestN(config.keep_last),
-            policies.BestN(
-                get_metric_fn=lambda m: m["best_rank"],
-                n=config.keep_best,
-                keep_checkpoints_without_metrics=False,
-            ),
+            _KeepBest(self._best_steps, config.keep_best),
         ]
         if config.keep_every:
             kept.append(policies.EveryNSteps(config.keep_every))
         keep = policies.AnyPreservationPolicy(kept)
-        self._folder = folder
-        self._checkpointer = ocp.training.Checkpointer(
-            str(folder.absolute()),
-            # Orbax's own classes do not match its protocol in the checker's eyes.
-            preservation_policy=keep,  # pyright: ignore[reportArgumentType]
-            cleanup_tmp_directories=True,
-        )
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                str(folder.absolute()),
+                # Orbax's own classes do not match its protocol in the checker's eyes.
+                preservation_policy=keep,  # pyright: ignore[reportArgumentType]
+                cleanup_tmp_directories=True,
+            )
+        except (ValueError, OSError) as error:  # it has read all records
+            for step in self.steps:
+                _ = self._at(step).contents
+            raise DataError(
+                f"checkpoints {self.steps} in {folder} cannot be opened: {error}; the "
+                f"{RECORD} of one of them is damaged, move its folder away"
+            ) from error
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, ascending."""
+        if not self._folder.exists():
+            return []
+        names = [path.name for path in self._folder.iterdir() if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     @property
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        return max(self.steps, default=None)
 
     def save(
         self,
@@ -63,34 +176,56 @@ class Checkpoints:
         record: Mapping[str, Any],
         *,
         plan: TablePlan,
+        origin: Mapping[str, Any],
         is_best: bool,
     ) -> None:
         """Starts saving; the state may be donated to the next step right away.
 
+        Where the step was saved before, only its record is replaced: the arrays of one
+        step are always the same.
+
         Args:
             step: number of the checkpoint.
             state: state after `step` updates.
-            record: JSON values that `restore` returns as they are.
+            record: JSON values that `record` returns as they are.
             plan: placement of the tables, for the manifest.
+            origin: JSON values, what the run is started with
+                (`rankax.training.origin`).
             is_best: keep it until a later best one.
         """
+        assert self._checkpointer is not None, "opened only to read"
+        self.wait()
         arrays = _flatten(state)
+        if is_best:
+            self._best_steps.append(step)
+        contents = {
+            "manifest": _manifest(arrays, plan),
+            "origin": dict(origin),
+            "record": dict(record),
+            "best_steps": list(self._best_steps),
+        }
+        contents["digest"] = _digest(contents)
+        if step in self.steps:
+            _replace_record(self._folder / str(step) / RECORD, contents)
+            return
         self._checkpointer.save_checkpointables_async(
             step,
-            {"state": arrays},
-            custom_metadata={
-                "manifest": _manifest(arrays, plan),
-                "record": dict(record),
-            },
-            # Ranked by step: among the best ones so far, the latest is the best.
-            metrics={"best_rank": step} if is_best else None,
+            {_STATE: {**arrays, _CHECKSUMS: checksum.of_arrays(arrays)}},
+            custom_metadata=contents,
             force=True,
-            overwrite=step in {c.step for c in self._checkpointer.checkpoints},
         )
 
     def record(self, step: int) -> dict[str, Any]:
-        """Returns the record given to `save`, without loading any array."""
-        return self._metadata(step)["record"]
+        """Returns the record given to `save`, without loading any array.
+
+        Raises:
+            DataError: the checkpoint is missing or damaged.
+        """
+        return self._at(step).contents["record"]
+
+    def origin(self, step: int) -> dict[str, Any]:
+        """Returns the origin given to `save`; errors as for `record`."""
+        return self._at(step).contents["origin"]
 
     def restore(
         self, abstract: TrainState, *, plan: TablePlan, step: int
@@ -99,63 +234,113 @@ class Checkpoints:
 
         Raises:
             ConfigError: the checkpoint holds other arrays or tables than this run.
+            DataError: the checkpoint is missing or damaged.
         """
         self.wait()
-        arrays = _flatten(abstract)
+        checkpoint, arrays = self._at(step), _flatten(abstract)
         _check_manifest(
-            self._metadata(step)["manifest"],
+            checkpoint.contents["manifest"],
             _manifest(arrays, plan),
-            where=f"checkpoint {step} in {self._folder}",
+            where=f"checkpoint {checkpoint.folder}",
         )
-        loaded = self._checkpointer.load_checkpointables(step, {"state": arrays})
+        loaded = checkpoint.load(arrays)
         return jax.tree.map_with_path(
-            lambda path, x: loaded["state"][_name(path)] if x.size else _empty(x),
+            lambda path, x: loaded[name_of(path)] if x.size else _empty(x),
             abstract,
         )
 
-    def _metadata(self, step: int) -> Any:
-        return self._checkpointer.checkpointables_metadata(step).custom_metadata
-
     def wait(self) -> None:
         """Returns when the save in progress is complete."""
-        self._checkpointer.wait()
+        if self._checkpointer is not None:
+            self._checkpointer.wait()
 
     def close(self) -> None:
         """Completes the save in progress and releases the folder."""
-        self._checkpointer.close()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+
+    def _at(self, step: int) -> Checkpoint:
+        """Returns a checkpoint with what to do where it cannot be used."""
+        steps = self.steps
+        older = [s for s in steps if s < step]
+        newer = [str(s) for s in steps if s > step]
+        next_one = f"from step {older[-1]:,}" if older else "from the start"
+        # Later ones lead back to it: it is the best of the run.
+        away = "that folder" + (f" and {', '.join(newer)} beside it" if newer else "")
+        advice = (
+            f"Bring back a good copy, or move {away} away: the same command then goes "
+            f"on {next_one}"
+        )
+        return Checkpoint(self._folder / str(step), advice=advice)
+
+
+class _KeepBest:
+    """Orbax's policy for the newest of those that were the best when saved."""
+
+    def __init__(self, best_steps: Sequence[int], number: int):
+        self._best_steps = best_steps  # grows
+        self._number = number
+
+    def should_preserve(self, checkpoints: Iterable[Any], *, context: Any) -> list:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = sorted(set(steps) & set(self._best_steps))[-self._number :]
+        return [step in best for step in steps]
+
+
+def _replace_record(path: pathlib.Path, contents: dict[str, Any]) -> None:
+    """Writes a record anew, whole or not at all."""
+    if jax.process_index():
+        return
+    draft = path.with_name(path.name + ".part")
+    tree = json.loads(path.read_bytes()) | {"custom_metadata": contents}
+    draft.write_text(json.dumps(tree))
+    draft.replace(path)
+
+
+def _digest(contents: Mapping[str, Any]) -> str:
+    """Of JSON values, the same before they are written and after they are read."""
+    text = json.dumps(contents, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _flatten(state: TrainState) -> dict[str, Any]:
     """All arrays by name, but for those without elements, which Orbax refuses."""
     leaves = jax.tree.leaves_with_path(state)
-    return {_name(path): leaf for path, leaf in leaves if leaf.size}
+    return {name_of(path): leaf for path, leaf in leaves if leaf.size}
 
 
 def _empty(abstract: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros(abstract.shape, abstract.dtype, device=abstract.sharding)
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def name_of(path: tuple[Any, ...]) -> str:
+    """Returns the name that an array at this place of a state has in a checkpoint."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _manifest(arrays: Mapping[str, Any], plan: TablePlan) -> dict[str, Any]:
     """Shape and dtype of each array, and where each table is in its stack."""
     return {
-        "arrays": {
-            name: f"{x.dtype}{list(x.shape)}" for name, x in sorted(arrays.items())
-        },
+        "arrays": {name: describe(x) for name, x in sorted(arrays.items())},
         "tables": {
-            f"{part.name}/{table.spec.name}": {
+            f"{part.role}/{table.spec.name}": {
+                "stack": part.name,
+                "num_shards": part.num_shards if isinstance(part, RowGroup) else 0,
                 "num_rows": table.spec.num_rows,
                 "dim": table.spec.dim,
                 "offset": table.offset,
                 "salt": table.salt,
+                "default_row": plan.default_rows.get(table.spec.name, -1),
             }
             for part in plan.parts
             for table in part.tables
         },
     }
+
+
+def describe(x: Any) -> str:
+    """Returns an array's dtype and shape as a manifest has them: "float32[8, 4]"."""
+    return f"{x.dtype}{list(x.shape)}"
 
 
 def _check_manifest(saved: Any, wanted: Any, *, where: str) -> None:
@@ -167,5 +352,6 @@ def _check_manifest(saved: Any, wanted: Any, *, where: str) -> None:
                     f"{where} does not fit this run: {kind[:-1]} {name!r} is "
                     f"{found or 'absent'} there and {expected or 'absent'} here; use "
                     "the data set and configuration that it was saved with, or "
-                    "another --workdir"
+                    "another --workdir with checkpoint.init_from, which takes over "
+                    "what fits"
                 )

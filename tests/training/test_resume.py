@@ -322,7 +322,9 @@ def test_the_newest_the_best_and_every_so_many_checkpoints_are_kept(
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(**options))
     for step in range(10, 71, 10):
         is_best = step in (10, 30, 50)
-        checkpoints.save(step, state, {}, plan=steps.engine.plan, is_best=is_best)
+        checkpoints.save(
+            step, state, {}, plan=steps.engine.plan, origin={}, is_best=is_best
+        )
     checkpoints.close()
     kept = {int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()}
     assert kept == expected

@@ -9,13 +9,16 @@ checkpoint. Whatever is damaged, by a flipped bit or a lost file, is seen when i
 read, on any number of devices.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import functools
 import hashlib
 import json
 import pathlib
+import sys
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -32,6 +35,7 @@ from rankax.training.state import TrainState
 RECORD = "_CHECKPOINT_METADATA"  # Orbax's name
 _STATE, _CHECKSUMS = "state", "checksums"
 _SHOWN = 3  # names of damaged arrays in a message
+_OF_THE_MACHINE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
 class Checkpoint:
@@ -89,15 +93,16 @@ class Checkpoint:
         context = ocp.Context()
         context.pytree.loading.partial_load = len(abstract) < len(names)
         try:
-            with context:
+            with context, _quietly():
                 path = str(self.folder.absolute())
                 loaded = ocp.load_checkpointables(path, {_STATE: wanted})[_STATE]
-        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-            raise  # of the machine, not of the files
         except Exception as error:  # of any kind, as the damage is
-            reason = str(error).strip().partition("\n")[0]
+            cause = _cause(error)
+            if isinstance(cause, _OF_THE_MACHINE):
+                raise
+            reason = str(cause).strip().partition("\n")[0]
             raise self._damaged(
-                f"its arrays cannot be read ({type(error).__name__}: {reason:.300})"
+                f"its arrays cannot be read ({type(cause).__name__}: {reason:.300})"
             ) from error
         saved = dict(zip(names, np.asarray(loaded.pop(_CHECKSUMS)), strict=True))
         found = zip(sorted(loaded), np.asarray(checksum.of_arrays(loaded)), strict=True)
@@ -195,11 +200,11 @@ class Checkpoints:
         """
         assert self._checkpointer is not None, "opened only to read"
         self.wait()
-        arrays = _flatten(state)
+        arrays = flatten(state)
         if is_best:
             self._best_steps.append(step)
         contents = {
-            "manifest": _manifest(arrays, plan),
+            "manifest": manifest_of(arrays, plan),
             "origin": dict(origin),
             "record": dict(record),
             "best_steps": list(self._best_steps),
@@ -237,10 +242,10 @@ class Checkpoints:
             DataError: the checkpoint is missing or damaged.
         """
         self.wait()
-        checkpoint, arrays = self._at(step), _flatten(abstract)
+        checkpoint, arrays = self._at(step), flatten(abstract)
         _check_manifest(
             checkpoint.contents["manifest"],
-            _manifest(arrays, plan),
+            manifest_of(arrays, plan),
             where=f"checkpoint {checkpoint.folder}",
         )
         loaded = checkpoint.load(arrays)
@@ -287,6 +292,35 @@ class _KeepBest:
         return [step in best for step in steps]
 
 
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Lets our error be all that is told where Orbax cannot read.
+
+    It logs pages, and reads that are under way when one fails find their event loop
+    closed, which Python would print for each of them, at any later time.
+    """
+    verbosity, hook = logging.get_verbosity(), sys.unraisablehook
+
+    def without_closed_loops(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            hook(found)
+
+    sys.unraisablehook = without_closed_loops
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+        sys.unraisablehook = hook
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Returns what an error was first."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error
+
+
 def _replace_record(path: pathlib.Path, contents: dict[str, Any]) -> None:
     """Writes a record anew, whole or not at all."""
     if jax.process_index():
@@ -303,8 +337,8 @@ def _digest(contents: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _flatten(state: TrainState) -> dict[str, Any]:
-    """All arrays by name, but for those without elements, which Orbax refuses."""
+def flatten(state: TrainState) -> dict[str, Any]:
+    """Returns all arrays by name, but for those without elements (Orbax refuses)."""
     leaves = jax.tree.leaves_with_path(state)
     return {name_of(path): leaf for path, leaf in leaves if leaf.size}
 
@@ -318,8 +352,8 @@ def name_of(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _manifest(arrays: Mapping[str, Any], plan: TablePlan) -> dict[str, Any]:
-    """Shape and dtype of each array, and where each table is in its stack."""
+def manifest_of(arrays: Mapping[str, Any], plan: TablePlan) -> dict[str, Any]:
+    """Returns dtype and shape of each array, and the place of each table."""
     return {
         "arrays": {name: describe(x) for name, x in sorted(arrays.items())},
         "tables": {

@@ -149,6 +149,10 @@ class ReplicatedStack(Stack):
         _, offsets = self._constants
         return np.where(ids < 0, self.num_rows, ids + offsets).astype(np.int32)
 
+    def table_rows(self, index: int, ids: np.ndarray) -> np.ndarray:
+        """Maps rows `ids` of table `index` to rows of the stack, [n] int32."""
+        return (ids + np.int32(self.tables[index].offset)).astype(np.int32)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TablePlan:

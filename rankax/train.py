@@ -24,7 +24,7 @@ from rankax.observe.writers import MetricsWriter
 from rankax.optim import schedule
 from rankax.optim.schedule import Plateau
 from rankax.training import origin as origins
-from rankax.training import run_folder
+from rankax.training import run_folder, warm_start
 from rankax.training.checkpoint import Checkpoints
 from rankax.training.evaluator import (
     Evaluation,
@@ -140,6 +140,12 @@ def _train(
     origin = origins.of_run(config, setup)
     if latest_step is None:
         state = steps.init_state()
+        if config.checkpoint.init_from:
+            state, taken = warm_start.start(
+                state, plan=steps.engine.plan, origin=origin, config=config.checkpoint
+            )
+            console.message(taken)
+            (folder / warm_start.FILE_NAME).write_text(f"{taken}\n")
     else:
         changes = origins.changes(
             checkpoints.origin(step), origin, where=f"checkpoint {step} of {folder}"

@@ -31,7 +31,10 @@ DECAYS = ("constant", "linear", "cosine")
 # Options that say how and where a run is done, not what it computes: they may change
 # between starts of one run.
 NOT_OF_THE_RUN = (
-    "checkpoint",
+    "checkpoint.every_steps",
+    "checkpoint.keep_best",
+    "checkpoint.keep_every",
+    "checkpoint.keep_last",
     "data.num_threads",
     "data.prefetch_batches",
     "data.source.path",
@@ -380,7 +383,7 @@ class EvalConfig(RangedConfig):
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class CheckpointConfig(RangedConfig):
-    """When checkpoints are saved, and which are kept.
+    """When checkpoints are saved, which are kept, and what a new run starts with.
 
     Attributes:
         every_steps: save at these steps too; they are saved at every evaluation.
@@ -388,12 +391,37 @@ class CheckpointConfig(RangedConfig):
         keep_best: the newest of those that were the best by validation when saved; the
             run tests the last of them.
         keep_every: all whose step is a multiple; 0 = off.
+        init_from: start with what another run has learned: its folder, for its best
+            checkpoint (the newest if none was evaluated), or `checkpoints/<step>` in
+            it. Acts where this run has no checkpoint of its own. Step, rng, schedule
+            and input begin anew.
+        init_patterns: which entries to take, such as "tables/embedding/user" or
+            "network/backbone/*"; * stands for anything, "/" too. What does not fit is
+            left as initialised, tables of another size are taken as far as they go,
+            and the console says what became of each. Empty = all of them, and any
+            difference is an error.
+        init_rename: tables that have another name there, "new_name=old_name".
     """
 
     every_steps: int = 0
     keep_last: int = 1
     keep_best: int = 1
     keep_every: int = 0
+    init_from: str = ""
+    init_patterns: tuple[str, ...] = ()
+    init_rename: tuple[str, ...] = ()
+
+    def problems(self) -> list[str]:
+        """What to take without where from, and renames of another form."""
+        problems = [
+            f"init_rename = {self.init_rename}: {rename!r} must be 'new_name=old_name'"
+            for rename in self.init_rename
+            if not all(rename.split("=")) or rename.count("=") != 1
+        ]
+        if not self.init_from:
+            why = "has no use without init_from; set that"
+            problems += unused(self, ("init_patterns", "init_rename"), why)
+        return problems
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

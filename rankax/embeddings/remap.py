@@ -66,7 +66,7 @@ def carry(
         stack: placement of `array`.
         source_stack: placement of `source`.
     """
-    numbers = math.prod(array.shape[_row_axes(stack) :])
+    numbers = math.prod(array.shape[row_axes(stack) :])
     total = sum(move.num_rows + len(move.extra) for move in moves)
     # Powers of two, so that few sizes are compiled.
     size = min(
@@ -79,15 +79,16 @@ def carry(
             source,
             rows,
             source_rows,
-            row_axes=_row_axes(stack),
-            source_row_axes=_row_axes(source_stack),
+            row_axes=row_axes(stack),
+            source_row_axes=row_axes(source_stack),
             sharding=array.sharding,
             source_sharding=source.sharding,
         )
     return array
 
 
-def _row_axes(stack: Placement) -> int:
+def row_axes(stack: Placement) -> int:
+    """Returns how many axes of a stack's arrays number its rows."""
     return 2 if isinstance(stack, RowGroup) else 1
 
 

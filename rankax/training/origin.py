@@ -15,12 +15,15 @@ from rankax.training.setup import Setup
 
 
 def of_run(config: ExperimentConfig, setup: Setup) -> dict[str, Any]:
-    """Returns configuration and its hash, fingerprints of the splits, versions."""
+    """Returns configuration and its hash, what is known of the data, versions."""
     return {
         "config_hash": run_folder.hash_of(config),
         "config": config.to_dict(),
         "dataset": setup.schema.card.name,
         "splits": {name: split.fingerprint for name, split in setup.splits.items()},
+        "hashed_tables": [
+            t.name for t in setup.schema.tables.values() if t.ids == "hash"
+        ],
         "versions": environment.versions(),
     }
 

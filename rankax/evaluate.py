@@ -37,7 +37,8 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     """
     setup = set_up(config)
     folder = run_folder.find(workdir, config)
-    console = Console(quiet=jax.process_index() > 0)
+    is_first = jax.process_index() == 0
+    console = Console(quiet=not is_first)
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint)
     latest = checkpoints.latest_step
     if latest is None:
@@ -68,6 +69,7 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
             console.message(f"{split:5}  {name:28} {value:.6g}")
         tell_worst_slices(console, split, evaluation.metrics, evaluation.slices)
         tell_out_of_vocabulary(console, split, evaluation.tables)
-    run_folder.write_json(folder / FILE_NAME, result)
+    if is_first:
+        run_folder.write_json(folder / FILE_NAME, result)
     console.close()
     return result

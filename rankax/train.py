@@ -5,6 +5,7 @@ Data → model → start or continue → loop (step, log, evaluate, save) → be
 """
 
 from collections import deque
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -23,7 +24,9 @@ from rankax.observe.console import Console, Track
 from rankax.observe.writers import MetricsWriter
 from rankax.optim import schedule
 from rankax.optim.schedule import Plateau
-from rankax.training import run_folder
+from rankax.parallel import processes
+from rankax.parallel.processes import Votes
+from rankax.training import interruption, run_folder
 from rankax.training.checkpoint import Checkpoints
 from rankax.training.evaluator import (
     Evaluation,
@@ -94,16 +97,21 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     """
     started = time.monotonic()
     setup = set_up(config)
-    folder = run_folder.claim(workdir, config)
-    finished = run_folder.read_result(folder)
-    console = Console(quiet=jax.process_index() > 0)
+    is_first = jax.process_index() == 0
+    folder, finished = pathlib.Path(workdir), None
+    if is_first:
+        folder = run_folder.claim(workdir, config)
+        finished = run_folder.read_result(folder)
+    finished = processes.broadcast(finished)
+    console = Console(quiet=not is_first)
     # A finished run whose test split was left unread goes on where it stopped.
     if finished is not None and (finished["metrics"] or not config.eval.test):
         console.message(f"{folder} is finished at step {finished['step']:,}")
         for change in run_folder.not_applied(folder, config):
             console.message(f"not applied: {change}; --mode=evaluate reads it again")
         return finished
-    with run_folder.locked(folder), StopRequest() as stop:
+    lock = run_folder.locked(folder) if is_first else contextlib.nullcontext()
+    with lock, StopRequest() as stop:
         return _train(setup, config, folder, console, stop=stop, started=started)
 
 
@@ -117,6 +125,7 @@ def _train(
     started: float,
 ) -> dict[str, Any]:
     # ------------------------------------------------ what it costs
+    is_first = jax.process_index() == 0  # it alone writes what is not a checkpoint
     steps, splits = setup.steps, setup.splits
     per_epoch = lanes.num_batches_per_epoch(
         splits["train"], batch_size=config.train.batch_size, lanes=config.data.lanes
@@ -130,7 +139,8 @@ def _train(
     )
 
     console.message(str(steps.engine))
-    (folder / run_folder.TABLES).write_text(f"{steps.engine.plan}\n")
+    if is_first:
+        (folder / run_folder.TABLES).write_text(f"{steps.engine.plan}\n")
 
     # ------------------------------------------------ start or continue
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint)
@@ -145,7 +155,10 @@ def _train(
         progress = Progress.from_dict(checkpoints.record(step))
         console.message(f"continuing {folder} from step {step:,}")
     writer = MetricsWriter(
-        folder, tensorboard=config.observe.tensorboard, resume_step=step
+        folder,
+        tensorboard=config.observe.tensorboard,
+        resume_step=step,
+        quiet=not is_first,
     )
     shard = steps.input_shard(config.train.batch_size)
     batches = lanes.read_batches(
@@ -161,17 +174,15 @@ def _train(
         shard_index=shard.index,
         shard_count=shard.count,
         num_threads=config.data.num_threads,
-        map_batch=lambda arrays: (
-            steps.to_devices(arrays),
-            np.count_nonzero(arrays["weight"]),
-        ),
+        map_batch=steps.to_devices,
         prefetch_batches=config.data.prefetch_batches,
     )
 
     # ------------------------------------------------ loop
     track = console.track("train", total=num_steps, start=step)
     window = _Window()
-    is_save_due = is_stopping = False
+    votes = Votes(lag=_IN_FLIGHT)
+    is_save_due, stopped_by = False, 0
 
     def save(*, is_best: bool) -> None:
         wall_seconds = progress.wall_seconds + time.monotonic() - started
@@ -219,13 +230,12 @@ def _train(
             if is_save_due:
                 save(is_best=is_best)
                 window = _Window()
-            if is_stopping:
-                stop.raise_if_any(f"after step {step:,}, which is saved")
+            interruption.check(stopped_by, f"after step {step:,}, which is saved")
             if step == num_steps or progress.is_stopped:
                 break
 
             asked = time.monotonic()
-            (batch, num_examples), position = next(batches)
+            batch, position = next(batches)
             window.waited(time.monotonic() - asked)
             factor = progress.plateau.factor * schedule.factor(
                 config.optimizer.schedule, step, num_steps
@@ -233,13 +243,13 @@ def _train(
             state, metrics, counts = steps.train(state, batch, factor=factor)
             step += 1
             progress.position = position.to_dict()
-            window.add(metrics, counts, int(num_examples))
+            window.add(metrics, counts)
 
             is_last = step == num_steps
             progress.is_evaluation_due = step % evaluate_every == 0 or is_last
-            is_stopping = bool(stop)  # a later signal waits for the next step
+            stopped_by = votes.cast(stop.number)  # a later signal: the next step
             every = config.checkpoint.every_steps
-            is_save_due = is_stopping or (every > 0 and step % every == 0)
+            is_save_due = stopped_by > 0 or (every > 0 and step % every == 0)
             is_pause = progress.is_evaluation_due or is_save_due
             if step % config.observe.log_every == 0 or is_pause:
                 epoch = _epoch(position, config, per_epoch)
@@ -335,15 +345,16 @@ def _train(
         "calibration_table": test.calibration,
         "slices": test.slices,
     }
-    run_folder.write_config(folder, config)  # `eval` may have changed on the way
-    run_folder.write_json(folder / run_folder.RESULT, result)
+    if is_first:
+        run_folder.write_config(folder, config)  # `eval` may have changed on the way
+        run_folder.write_json(folder / run_folder.RESULT, result)
     writer.close()
     checkpoints.close()
-    if config.observe.report:
+    if is_first and config.observe.report:
         report.write_report(folder)
     _tell_result(console, result, setup, folder)
     console.close()
-    return result
+    return processes.broadcast(result)
 
 
 # ---------------------------------------------------------------- pieces of the loop
@@ -361,8 +372,7 @@ class _Window:
         self._metrics: list[Metrics] = []
         self._counts: list[counters.Counts] = []
         self._flying: deque[jax.Array] = deque()
-        self._examples: list[int] = []
-        self._untimed = 0  # examples of the step that ends the compilation
+        self._num_untimed = 0  # steps up to the one that ends the compilation
         self._started = 0.0
         self._is_timed = False
 
@@ -373,17 +383,16 @@ class _Window:
         if last is None or last.is_ready():  # pyright: ignore
             self.wait_seconds += seconds
 
-    def add(self, metrics: Metrics, counts: counters.Counts, num_examples: int) -> None:
+    def add(self, metrics: Metrics, counts: counters.Counts) -> None:
         """Takes in a step that was just given to the devices."""
         self._metrics.append(metrics)
         self._counts.append(counts)
         self._flying.append(metrics["loss"])
-        self._examples.append(num_examples)
         if not self._is_timed:
             metrics["loss"].block_until_ready()
             self._flying.clear()
             self._is_timed = True
-            self._untimed = num_examples
+            self._num_untimed = len(self._counts)
             self._started, self.wait_seconds = time.monotonic(), 0.0
         elif len(self._flying) > _IN_FLIGHT:
             self._flying.popleft().block_until_ready()
@@ -402,18 +411,18 @@ class _Window:
         metrics, counts, bad = jax.device_get(
             (self._metrics, self._counts, state.first_bad_step)
         )
-        total, is_finite = None, True
-        for values, step in zip(metrics, counts, strict=True):
+        total, is_finite, timed = None, True, 0
+        for number, (values, step) in enumerate(zip(metrics, counts, strict=True)):
             is_finite = is_finite and bool(np.isfinite(values["loss"]))
             if is_finite:  # the first bad step is the one to tell about
                 engine.check_rounds(step)
             total = counters.accumulate(total, step)
+            if number >= self._num_untimed:
+                timed += int(step["examples"])
         tables = counters.summarize(engine.plan, total) if total else {}
         progress.tables = counters.add(progress.tables, tables)
         seconds = time.monotonic() - self._started
-        examples = sum(self._examples)
-        timed = examples - self._untimed
-        progress.examples_seen += examples
+        progress.examples_seen += int(total["examples"]) if total else 0
         means = jax.tree.map(lambda *x: float(np.mean(x)), *metrics)
         values = {"loss": means.pop("loss"), **means}
         if timed:
@@ -422,7 +431,7 @@ class _Window:
             progress.wait_seconds += self.wait_seconds
             values["examples_per_second"] = timed / seconds
             values["input_wait"] = self.wait_seconds / seconds
-        self._metrics, self._counts, self._examples, self._untimed = [], [], [], 0
+        self._metrics, self._counts, self._num_untimed = [], [], 0
         self._started, self.wait_seconds = time.monotonic(), 0.0
         return values, tables, int(bad)
 

@@ -20,7 +20,12 @@ class MetricsWriter:
     """Appends to a run's `metrics.jsonl` and, if asked, to its TensorBoard events."""
 
     def __init__(
-        self, workdir: str | pathlib.Path, *, tensorboard: bool, resume_step: int = 0
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        tensorboard: bool,
+        resume_step: int = 0,
+        quiet: bool = False,
     ) -> None:
         """Opens the files; what an interrupted run wrote after its checkpoint goes.
 
@@ -30,7 +35,11 @@ class MetricsWriter:
             resume_step: step of the checkpoint that the run goes on from. Lines of
                 later steps, and the test split's, are dropped, because the run will
                 write them again; 0 = from the start, which drops all.
+            quiet: write nothing at all, as every process but the first should.
         """
+        self._lines = self._events = None
+        if quiet:
+            return
         folder = pathlib.Path(workdir)
         path = folder / FILE_NAME
         kept = []
@@ -45,7 +54,6 @@ class MetricsWriter:
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(draft, path)
         self._lines = path.open("a")
-        self._events = None
         if tensorboard:
             # The suffix keeps a quick restart from overwriting the file before it.
             self._events = tensorboardX.SummaryWriter(
@@ -65,6 +73,8 @@ class MetricsWriter:
             epoch: passes over the training split so far, with its fraction.
             values: name -> number; nan and infinity become null.
         """
+        if self._lines is None:
+            return
         numbers = {name: float(value) for name, value in values.items()}
         finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         line = {"step": int(step), "split": split, "epoch": float(epoch), **finite}
@@ -78,7 +88,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes the files."""
-        self._lines.close()
+        if self._lines is not None:
+            self._lines.close()
         if self._events is not None:
             self._events.close()
 

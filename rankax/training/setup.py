@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from rankax.config.base import ConfigError, suggest
@@ -50,11 +49,6 @@ def set_up(config: ExperimentConfig) -> Setup:
         DataError: a data set that cannot be used.
     """
     config.validate()
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"{jax.process_count()} processes: this version trains in one process on "
-            "all its devices"
-        )
     mesh = meshes.make_mesh(data=config.mesh.data, model=config.mesh.model)
     for name, size in (
         ("train.batch_size", config.train.batch_size),

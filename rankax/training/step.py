@@ -127,7 +127,9 @@ class Steps:
         self._network_shardings = rules.shardings(params, mesh)
         self._train = jax.jit(self._train_step, donate_argnums=0)
         self._evaluate = jax.jit(self._logits)
-        self._never_updated = jax.jit(self.engine.never_updated)
+        self._never_updated = jax.jit(
+            lambda tables: self._for_all(self.engine.never_updated(tables))
+        )
 
     # ------------------------------------------------------------ state
 
@@ -239,7 +241,10 @@ class Steps:
     def evaluate(
         self, state: TrainState, batch: DeviceBatch
     ) -> tuple[jax.Array, Counts]:
-        """Returns logits [B, T] in evaluation mode, and counts as `train` does."""
+        """Returns logits [B, T] in evaluation mode, and counts as `train` does.
+
+        Every process gets those of the whole batch.
+        """
         return self._evaluate(state.params, state.rest, state.tables, batch)
 
     def never_updated(self, state: TrainState) -> dict[str, int]:
@@ -328,7 +333,8 @@ class Steps:
             rng=state.rng,
             first_bad_step=jnp.where(is_first_bad, state.step, state.first_bad_step),
         )
-        return new_state, metrics, counters.sum_over_devices(requests)
+        told = self._for_all((metrics, counters.sum_over_devices(requests)))
+        return new_state, *told
 
     def _logits(self, params, rest, tables, batch) -> tuple[jax.Array, Counts]:
         model = nnx.merge(self._graph, params[NETWORK], rest, copy=True)
@@ -338,7 +344,14 @@ class Steps:
         embedded = self.engine.embed(params[TABLES], rows, requests)
         with rules.ambient(self.mesh):
             logits = model(embedded, **_inputs(batch))
-        return logits, counters.sum_over_devices(requests)
+        return self._for_all((logits, counters.sum_over_devices(requests)))
+
+    def _for_all(self, tree: Any) -> Any:
+        """Makes every process able to read the arrays."""
+        everywhere = meshes.replicated(self.mesh)
+        return jax.lax.with_sharding_constraint(
+            tree, jax.tree.map(lambda _: everywhere, tree)
+        )
 
 
 def _inputs(batch: DeviceBatch) -> dict[str, Any]:

@@ -223,10 +223,10 @@ def test_a_process_that_hangs_ends_the_others_at_the_end_of_its_heartbeat(tmp_pa
 TOPOLOGIES = [(1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (8, 2)]
 
 
-def run_on(devices, count, folders, *, cache, stop_after=None):
+def run_on(devices, count, folders, *, stop_after=None):
     """Runs `topologies.py` on folder after folder."""
     command = [sys.executable, str(HERE / "topologies.py"), f"--devices={devices}"]
-    command += [f"--cache={cache}", *map(str, folders)]
+    command += map(str, folders)
     if stop_after:
         command.append(f"--stop_after={stop_after}")
     if count > 1:
@@ -255,18 +255,17 @@ def examples_of(notes):
 
 @pytest.mark.slow
 def test_what_one_machine_saved_any_other_goes_on_from(tmp_path):
-    cache = tmp_path / "cache"
     half = topologies.NUM_STEPS // 2
     saved = {}
     for devices, count in TOPOLOGIES:
         saved[devices, count] = folder = tmp_path / f"saved-{devices}-{count}"
         # Read ahead, the last batches of one process may not be noted by another.
-        run_on(devices, count, [folder], cache=cache, stop_after=half)
+        run_on(devices, count, [folder], stop_after=half)
         first = examples_of(notes_of(folder, count))[:half]
         assert first == examples_of(notes_of(saved[1, 1], 1))[:half]
 
     whole = tmp_path / "whole"
-    run_on(1, 1, [whole], cache=cache)
+    run_on(1, 1, [whole])
     second = examples_of(notes_of(whole, 1))[half : 2 * half]
     assert len(second) == half
     digests = {}
@@ -274,7 +273,7 @@ def test_what_one_machine_saved_any_other_goes_on_from(tmp_path):
         folders = {origin: tmp_path / f"{devices}-{count}-{origin}" for origin in saved}
         for origin, folder in folders.items():
             shutil.copytree(saved[origin], folder)
-        run_on(devices, count, folders.values(), cache=cache)
+        run_on(devices, count, folders.values())
         for origin, folder in folders.items():
             notes = notes_of(folder, count)
             assert examples_of(notes)[:half] == second

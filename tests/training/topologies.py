@@ -1,7 +1,7 @@
 """What the processes of `test_processes.py` run: the trainer, on devices of a number.
 
 python topologies.py --devices=4 [--coordinator=HOST:PORT --processes=2 --index=0]
-    [--stop_after=20] --cache=FOLDER RUN ...
+    [--stop_after=20] RUN ...
 
 Beside training it notes what the trainer itself does not tell: a digest of every array
 that a restore returned, and one of every example that went to the devices.
@@ -91,13 +91,10 @@ def main():
     parser.add_argument("--index", type=int, default=0)
     parser.add_argument("--coordinator")
     parser.add_argument("--stop_after", type=int)
-    parser.add_argument("--cache", required=True)
     parser.add_argument("folders", nargs="+")
     args = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
     jax.config.update("jax_num_cpu_devices", args.devices // args.processes)
-    jax.config.update("jax_compilation_cache_dir", args.cache)
-    jax.config.update("jax_persistent_compilation_cache_min_compile_time_secs", 0)
     if args.coordinator:
         processes.start(
             args.coordinator,

@@ -22,13 +22,20 @@ from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.errors import DataError
 from rankax.embeddings.routing import RoutingOverflowError
+from rankax.observe.stores import StoreError
 from rankax.parallel import processes
 from rankax.training.interruption import Interrupted
 
 _MODES = {"train": train.train, "evaluate": evaluate.evaluate}
 
 # Errors whose message says all that a user needs.
-_TOLD = (ConfigError, DataError, RoutingOverflowError, train.NonFiniteError)
+_TOLD = (
+    ConfigError,
+    DataError,
+    RoutingOverflowError,
+    StoreError,
+    train.NonFiniteError,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "experiment file with get_config(arg), as FILE.py or FILE.py:arg"

@@ -5,12 +5,13 @@ Data → model → start or continue → loop (step, log, evaluate, save) → be
 """
 
 from collections import deque
+from collections.abc import Callable
 import contextlib
 import dataclasses
-import pathlib
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -19,7 +20,7 @@ from rankax.data import lanes
 from rankax.data.lanes import Position
 from rankax.embeddings import counters
 from rankax.embeddings.engine import TableEngine
-from rankax.observe import accounting, environment, report, traffic
+from rankax.observe import accounting, environment, report, stores, traffic
 from rankax.observe.console import Console, Track
 from rankax.observe.writers import MetricsWriter
 from rankax.optim import schedule
@@ -98,7 +99,7 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     started = time.monotonic()
     setup = set_up(config)
     is_first = jax.process_index() == 0
-    folder, finished = pathlib.Path(workdir), None
+    folder, finished = stores.locate(workdir), None
     if is_first:
         folder = run_folder.claim(workdir, config)
         finished = run_folder.read_result(folder)
@@ -110,17 +111,28 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         for change in run_folder.not_applied(folder, config):
             console.message(f"not applied: {change}; --mode=evaluate reads it again")
         return finished
-    lock = run_folder.locked(folder) if is_first else contextlib.nullcontext()
-    with lock, StopRequest() as stop:
-        return _train(setup, config, folder, console, stop=stop, started=started)
+    lock = contextlib.nullcontext(lambda: None)
+    if is_first:
+        lock = run_folder.locked(folder, tell=console.message)
+    with lock as check_lock, StopRequest() as stop:
+        return _train(
+            setup,
+            config,
+            folder,
+            console,
+            check_lock=check_lock,
+            stop=stop,
+            started=started,
+        )
 
 
 def _train(
     setup: Setup,
     config: ExperimentConfig,
-    folder: pathlib.Path,
+    folder: epath.Path,
     console: Console,
     *,
+    check_lock: Callable[[], None],
     stop: StopRequest,
     started: float,
 ) -> dict[str, Any]:
@@ -140,7 +152,7 @@ def _train(
 
     console.message(str(steps.engine))
     if is_first:
-        (folder / run_folder.TABLES).write_text(f"{steps.engine.plan}\n")
+        stores.write_text(folder / run_folder.TABLES, f"{steps.engine.plan}\n")
 
     # ------------------------------------------------ start or continue
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint)
@@ -185,6 +197,8 @@ def _train(
     is_save_due, stopped_by = False, 0
 
     def save(*, is_best: bool) -> None:
+        check_lock()
+        writer.send()  # a checkpoint goes on from lines that are there
         wall_seconds = progress.wall_seconds + time.monotonic() - started
         checkpoints.save(
             step,
@@ -277,6 +291,7 @@ def _train(
         track.close()
         batches.close()
         checkpoints.wait()
+        writer.send()
 
     untouched = steps.never_updated(state)
 
@@ -345,6 +360,7 @@ def _train(
         "calibration_table": test.calibration,
         "slices": test.slices,
     }
+    check_lock()
     if is_first:
         run_folder.write_config(folder, config)  # `eval` may have changed on the way
         run_folder.write_json(folder / run_folder.RESULT, result)
@@ -437,7 +453,7 @@ class _Window:
 
 
 def _check_finite(
-    first_bad_step: int, config: ExperimentConfig, folder: pathlib.Path
+    first_bad_step: int, config: ExperimentConfig, folder: epath.Path
 ) -> None:
     if first_bad_step >= 0:
         raise NonFiniteError(
@@ -499,7 +515,7 @@ def _tell(
 
 
 def _tell_result(
-    console: Console, result: dict[str, Any], setup: Setup, folder: pathlib.Path
+    console: Console, result: dict[str, Any], setup: Setup, folder: epath.Path
 ) -> None:
     metrics = result["metrics"]
     for task in setup.schema.tasks if metrics else ():

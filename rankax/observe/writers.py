@@ -2,16 +2,19 @@
 
 Each line of `metrics.jsonl` is one JSON object: step, split, epoch, then flat numbers.
 A number that is not finite is written as null, so that every line is valid JSON.
+A run folder on a store gets the files as a whole, when `send` is called.
 """
 
 from collections.abc import Mapping
 import json
 import math
 import os
-import pathlib
 from typing import Any
 
+from etils import epath
 import tensorboardX
+
+from rankax.observe import stores
 
 FILE_NAME = "metrics.jsonl"
 
@@ -21,7 +24,7 @@ class MetricsWriter:
 
     def __init__(
         self,
-        workdir: str | pathlib.Path,
+        workdir: epath.PathLike,
         *,
         tensorboard: bool,
         resume_step: int = 0,
@@ -37,13 +40,14 @@ class MetricsWriter:
                 write them again; 0 = from the start, which drops all.
             quiet: write nothing at all, as every process but the first should.
         """
-        self._lines = self._events = None
+        self._lines = self._events = self._outbox = None
         if quiet:
             return
-        folder = pathlib.Path(workdir)
-        path = folder / FILE_NAME
+        folder = stores.locate(workdir)
+        self._outbox = stores.Outbox(folder)
+        path = self._outbox.path / FILE_NAME
         kept = []
-        if resume_step and path.exists():
+        if resume_step and stores.is_there(folder / FILE_NAME):
             kept = [
                 line
                 for line in read_metrics(folder)
@@ -57,7 +61,7 @@ class MetricsWriter:
         if tensorboard:
             # The suffix keeps a quick restart from overwriting the file before it.
             self._events = tensorboardX.SummaryWriter(
-                str(folder),
+                str(self._outbox.path),
                 purge_step=resume_step + 1 if resume_step else 0,
                 filename_suffix=f".from{resume_step}",
             )
@@ -86,23 +90,31 @@ class MetricsWriter:
                     self._events.add_scalar(f"{split}/{name}", value, int(step))
             self._events.flush()
 
+    def send(self) -> None:
+        """Brings a run folder on a store up to date; one on a disk is so already."""
+        if self._outbox is not None:
+            self._outbox.send()
+
     def close(self) -> None:
         """Closes the files."""
         if self._lines is not None:
             self._lines.close()
         if self._events is not None:
             self._events.close()
+        if self._outbox is not None:
+            self._outbox.send()
+            self._outbox.close()
 
 
-def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Returns the lines of a run's `metrics.jsonl`, without a torn last one.
 
     Raises:
         FileNotFoundError: the run wrote none.
         ValueError: a line before the last is not JSON.
     """
-    path = pathlib.Path(workdir) / FILE_NAME
-    texts = path.read_text().splitlines()
+    path = stores.locate(workdir) / FILE_NAME
+    texts = stores.read_text(path).splitlines()
     lines = []
     for number, text in enumerate(texts, start=1):
         try:

@@ -7,9 +7,9 @@ stack. Saving is asynchronous and atomic: a killed save leaves the previous chec
 """
 
 from collections.abc import Mapping
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
@@ -17,17 +17,19 @@ from orbax.checkpoint import v1 as ocp
 from rankax.config.base import ConfigError
 from rankax.config.experiment import CheckpointConfig
 from rankax.embeddings.placement import TablePlan
+from rankax.observe import stores
+from rankax.training.remote_checkpoints import RemoteCheckpoints
 from rankax.training.state import TrainState
 
 
 class Checkpoints:
     """The checkpoints in one folder, those that the configuration keeps."""
 
-    def __init__(self, folder: pathlib.Path, config: CheckpointConfig):
+    def __init__(self, folder: epath.PathLike, config: CheckpointConfig):
         """Opens or creates the folder; leftovers of killed saves are removed.
 
         Args:
-            folder: where the checkpoints are.
+            folder: where the checkpoints are, on a disk or a store.
             config: which of them to keep.
         """
         policies = ocp.training.preservation_policies
@@ -42,9 +44,14 @@ class Checkpoints:
         if config.keep_every:
             kept.append(policies.EveryNSteps(config.keep_every))
         keep = policies.AnyPreservationPolicy(kept)
-        self._folder = folder
+        self._folder = stores.locate(folder)
+        self._remote = None
+        path = self._folder
+        if not stores.is_on_disk(path):
+            self._remote = RemoteCheckpoints(path)
+            path = self._remote.path
         self._checkpointer = ocp.training.Checkpointer(
-            str(folder.absolute()),
+            str(path.absolute()),
             # Orbax's own classes do not match its protocol in the checker's eyes.
             preservation_policy=keep,  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
@@ -74,8 +81,10 @@ class Checkpoints:
             plan: placement of the tables, for the manifest.
             is_best: keep it until a later best one.
         """
+        if self._remote:
+            self._remote.wait()
         arrays = _flatten(state)
-        self._checkpointer.save_checkpointables_async(
+        response = self._checkpointer.save_checkpointables_async(
             step,
             {"state": arrays},
             custom_metadata={
@@ -87,6 +96,8 @@ class Checkpoints:
             force=True,
             overwrite=step in {c.step for c in self._checkpointer.checkpoints},
         )
+        if self._remote and response:
+            self._remote.publish(step, response.result)
 
     def record(self, step: int) -> dict[str, Any]:
         """Returns the record given to `save`, without loading any array."""
@@ -107,6 +118,8 @@ class Checkpoints:
             _manifest(arrays, plan),
             where=f"checkpoint {step} in {self._folder}",
         )
+        if self._remote:
+            self._remote.fetch(step)
         loaded = self._checkpointer.load_checkpointables(step, {"state": arrays})
         return jax.tree.map_with_path(
             lambda path, x: loaded["state"][_name(path)] if x.size else _empty(x),
@@ -118,11 +131,16 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the save in progress is complete."""
+        if self._remote:  # whose thread has the checkpointer until then
+            self._remote.wait()
         self._checkpointer.wait()
 
     def close(self) -> None:
         """Completes the save in progress and releases the folder."""
+        self.wait()
         self._checkpointer.close()
+        if self._remote:
+            self._remote.close()
 
 
 def _flatten(state: TrainState) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from collections import deque
 from collections.abc import Iterator, Mapping
 import dataclasses
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -55,7 +55,7 @@ def evaluate(
     *,
     console: Console,
     is_final: bool,
-    predictions: pathlib.Path | None = None,
+    predictions: epath.PathLike | None = None,
     stop: StopRequest | None = None,
 ) -> Evaluation:
     """Scores every example of the split once.

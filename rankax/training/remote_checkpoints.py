@@ -23,8 +23,8 @@ from rankax.observe import stores
 _COMPLETE = "commit_success.txt"
 # The bulk of a checkpoint; Orbax finds its way, and what we recorded, without it.
 _ARRAYS = re.compile(r"/ocdbt\.process_\d+/d/")
-# Each file is sent in ten parts of 50 MB at a time: 1 GB of memory for two.
-_SENT_AT_ONCE = 2
+# In memory while they are sent: of each file at a time up to ten parts.
+_FILES_AT_ONCE, _PART_BYTES = 2, 2**24
 
 
 class RemoteCheckpoints:
@@ -133,7 +133,8 @@ class RemoteCheckpoints:
             self._store.put(
                 [str(self.path / name) for name in group],
                 [f"{self._root}/{name}" for name in group],
-                batch_size=_SENT_AT_ONCE,
+                batch_size=_FILES_AT_ONCE,
+                chunksize=_PART_BYTES,
             )
         self._remove(set(self._listed(f"{step}/")) - set(names))
 

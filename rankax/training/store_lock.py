@@ -59,10 +59,9 @@ class StoreLock:
             StoreError: the store does not do what it is asked.
         """
         with stores.explained(self._path, "cannot be locked"):
-            try:
-                self._store.pipe_file(self._key, self._content(), mode="create")
-            except FileExistsError:
-                self._take_over()
+            found = self._read()  # some stores do not know the condition of the put
+            if found or not self._create():
+                self._take_over(found or self._read())
         self._thread.start()
         return self
 
@@ -88,9 +87,15 @@ class StoreLock:
                 "on, or stop it and start this command again"
             )
 
-    def _take_over(self) -> None:
+    def _create(self) -> bool:
+        try:
+            self._store.pipe_file(self._key, self._content(), mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def _take_over(self, found: dict[str, Any]) -> None:
         """Waits until the lock found is stale, then writes over it."""
-        found = self._read()
         if found and not _is_dead(found):
             self._tell(
                 f"{self._path.parent} is locked by {found['owner']}; waiting up to "

@@ -41,7 +41,10 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "experiment file with get_config(arg), as FILE.py or FILE.py:arg"
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "run folder; the same command on the same folder continues the run"
+    "workdir",
+    None,
+    "run folder, on a disk, s3:// or gs://; the same command on the same folder "
+    "continues the run",
 )
 _MODE = flags.DEFINE_enum(
     "mode",

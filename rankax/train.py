@@ -361,10 +361,10 @@ def _train(
         "slices": test.slices,
     }
     check_lock()
+    writer.close()
     if is_first:
         run_folder.write_config(folder, config)  # `eval` may have changed on the way
         run_folder.write_json(folder / run_folder.RESULT, result)
-    writer.close()
     checkpoints.close()
     if is_first and config.observe.report:
         report.write_report(folder)

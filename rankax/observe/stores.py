@@ -41,7 +41,7 @@ def locate(folder: epath.PathLike) -> epath.Path:
     """Returns the path of a run folder, there or not.
 
     Raises:
-        ConfigError: a scheme that runs cannot use, or one whose package is missing.
+        ConfigError: a URI that runs cannot use, or one whose package is missing.
     """
     text = os.fspath(folder)
     scheme, separator, _ = text.partition("://")
@@ -52,6 +52,11 @@ def locate(folder: epath.PathLike) -> epath.Path:
         raise ConfigError(
             f"{text}: a run folder cannot be on {scheme}://; use a local path, s3:// "
             "or gs://"
+        )
+    if "?" in text:
+        raise ConfigError(
+            f"{text}: a run folder has no options after a '?'; name another server "
+            "than Amazon's by AWS_ENDPOINT_URL"
         )
     if importlib.util.find_spec(package) is None:
         raise ConfigError(

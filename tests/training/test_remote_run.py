@@ -468,6 +468,8 @@ def test_a_store_out_of_reach_is_told(folder, new_clients, monkeypatch):
 def test_schemes_without_a_package_or_without_a_meaning_are_told(monkeypatch):
     with pytest.raises(ConfigError, match="a run folder cannot be on ftp://; use"):
         run_folder.claim("ftp://server/run", make_config())
+    with pytest.raises(ConfigError, match=r"no options after .* AWS_ENDPOINT_URL"):
+        run_folder.claim("s3://bucket/run?endpoint_override=host", make_config())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"package gcsfs: pip install 'rankax\[gs\]'"):
         run_folder.claim("gs://bucket/run", make_config())

@@ -165,6 +165,14 @@ def test_a_run_on_a_store_interrupted_anywhere_ends_as_one_on_a_disk(
     body = s3.get_object(Bucket="bucket", Key=f"{folder.name}/evaluation.json")["Body"]
     assert json.loads(body.read())["step"] == again["step"]
 
+    # Either folder may be copied to where the other one is.
+    store.get(f"bucket/{folder.name}", str(tmp_path / "copy"), recursive=True)
+    assert evaluate(config, str(tmp_path / "copy"))["test"] == expected["metrics"]
+    source = str(tmp_path / "whole" / "checkpoints")
+    store.put(source, f"bucket/{folder.name}/other", recursive=True)
+    other = RemoteCheckpoints(folder / "other")
+    assert {path.name for path in other.path.iterdir()} == steps
+
     path = tmp_path / "whole" / "config.json"  # as if of another model
     path.write_text(path.read_text().replace('"num_shards": 64', '"num_shards": 32'))
     capsys.readouterr()

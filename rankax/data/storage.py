@@ -103,6 +103,13 @@ class Location:
             if info.type == fs.FileType.File and info.base_name.endswith(suffix)
         ]
 
+    def leaves(self, folder: "Location") -> bool:
+        """Tells whether a link leads it out of a folder; stores have no links."""
+        if not self.is_local:
+            return False
+        root = os.path.realpath(folder.path)
+        return not pathlib.Path(os.path.realpath(self.path)).is_relative_to(root)
+
     def open(self) -> pa.NativeFile:
         """Opens a file for reading at any place."""
         with explained(self, "cannot be read"):

@@ -132,6 +132,13 @@ def write_text(path: epath.Path, text: str) -> None:
         path.write_text(text)
 
 
+def delete(path: epath.Path) -> None:
+    """Deletes a file if it is there."""
+    if is_there(path):
+        with explained(path, "cannot be deleted"):
+            path.unlink()
+
+
 class Scratch:
     """A temporary folder; those of killed processes go when the next one is made.
 

@@ -9,11 +9,17 @@ from collections.abc import Mapping
 import json
 import math
 import os
+import time
 from typing import Any
 
 from etils import epath
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
 
+# Made when the package is loaded, which the checker does not see.
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+
+from rankax.data.errors import DataError
 from rankax.observe import stores
 
 FILE_NAME = "metrics.jsonl"
@@ -60,11 +66,14 @@ class MetricsWriter:
         self._lines = path.open("a")
         if tensorboard:
             # The suffix keeps a quick restart from overwriting the file before it.
-            self._events = tensorboardX.SummaryWriter(
-                str(self._outbox.path),
-                purge_step=resume_step + 1 if resume_step else 0,
-                filename_suffix=f".from{resume_step}",
+            # Not tensorboardX's SummaryWriter: its thread dies of a full disk, and the
+            # run would wait for it.
+            self._events = EventsWriter(
+                str(self._outbox.path / "events"), f".from{resume_step}"
             )
+            start = SessionLog(status=SessionLog.START)
+            first_step = resume_step + 1 if resume_step else 0
+            self._add_event(step=first_step, session_log=start)
 
     def write(
         self, *, step: int, split: str, epoch: float, values: Mapping[str, float]
@@ -87,8 +96,13 @@ class MetricsWriter:
         if self._events is not None:
             for name, value in finite.items():
                 if value is not None:
-                    self._events.add_scalar(f"{split}/{name}", value, int(step))
+                    scalar = summary.scalar(f"{split}/{name}", value)
+                    self._add_event(step=int(step), summary=scalar)
             self._events.flush()
+
+    def _add_event(self, **values: Any) -> None:
+        assert self._events is not None
+        self._events.write_event(Event(wall_time=time.time(), **values))
 
     def send(self) -> None:
         """Brings a run folder on a store up to date; one on a disk is so already."""
@@ -111,18 +125,29 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: the run wrote none.
-        ValueError: a line before the last is not JSON.
+        DataError: a line before the last is not one of ours.
     """
     path = stores.locate(workdir) / FILE_NAME
-    texts = stores.read_text(path).splitlines()
+    try:
+        texts = stores.read_text(path).split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is damaged ({error}); remove it") from error
     lines = []
-    for number, text in enumerate(texts, start=1):
+    # After the last line end is nothing, or what a kill or a full disk left of a line.
+    for number, text in enumerate(texts[:-1], start=1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError as error:
-            if number == len(texts):
-                break  # the run was killed in the middle of this line
-            raise ValueError(
-                f"{path}, line {number} is not JSON: {text!r:.80}; remove the line"
-            ) from error
+            raise _wrong_line(path, number, "is not JSON", text) from error
+        if not (
+            isinstance(line, dict)
+            and type(line.get("step")) is int
+            and isinstance(line.get("split"), str)
+        ):
+            raise _wrong_line(path, number, "has no step and split", text)
+        lines.append(line)
     return lines
+
+
+def _wrong_line(path: epath.Path, number: int, what: str, text: str) -> DataError:
+    return DataError(f"{path}, line {number} {what}: {text!r:.80}; remove the line")

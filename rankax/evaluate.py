@@ -35,7 +35,7 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     Raises:
         ConfigError: no run or no checkpoint there, or of another configuration.
     """
-    setup = set_up(config)
+    setup = set_up(config, workdir)
     folder = run_folder.find(workdir, config)
     is_first = jax.process_index() == 0
     console = Console(quiet=not is_first)

@@ -12,12 +12,13 @@ import re
 import sys
 import time
 import traceback
+from typing import Any
 
 from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from rankax import evaluate, train
+from rankax import evaluate, replay, train
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.errors import DataError
@@ -25,14 +26,20 @@ from rankax.embeddings.routing import RoutingOverflowError
 from rankax.observe.stores import StoreError
 from rankax.parallel import processes
 from rankax.training.interruption import Interrupted
+from rankax.training.run_folder import RunFolderError
 
-_MODES = {"train": train.train, "evaluate": evaluate.evaluate}
+_MODES = {
+    "train": train.train,
+    "evaluate": evaluate.evaluate,
+    "replay": replay.replay,
+}
 
 # Errors whose message says all that a user needs.
 _TOLD = (
     ConfigError,
     DataError,
     RoutingOverflowError,
+    RunFolderError,
     StoreError,
     train.NonFiniteError,
 )
@@ -50,7 +57,8 @@ _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     list(_MODES),
-    "train: train and test; evaluate: score the best checkpoint of --workdir",
+    "train: train and test; evaluate: score the best checkpoint of --workdir; replay: "
+    "take the step again that ended it with a NaN, and show what it was",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -71,6 +79,7 @@ def main(argv: list[str]) -> None:
     """Runs one mode with a checked and frozen configuration."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells a lot
+        _print_errors_once()
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}; options start with --")
     config = _CONFIG.value
@@ -116,6 +125,21 @@ def _together() -> Iterator[None]:
             traceback.print_exception(error)
         lifeline.fail(error)
     lifeline.close()
+
+
+def _print_errors_once() -> None:
+    """Keeps Orbax from printing pages about an error of a save that it also raises."""
+    logging.get_absl_logger().addFilter(
+        lambda record: not (record.exc_info and "orbax" in record.pathname)
+    )
+    hook = sys.unraisablehook
+
+    def without_closed_loops(found: Any) -> None:
+        # Writes that are under way when one fails find their event loop closed.
+        if str(found.exc_value) != "Event loop is closed":
+            hook(found)
+
+    sys.unraisablehook = without_closed_loops
 
 
 def run() -> None:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 import contextlib
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -16,8 +17,9 @@ import jax
 import numpy as np
 
 from rankax.config.experiment import ExperimentConfig
-from rankax.data import lanes
-from rankax.data.lanes import Position
+from rankax.data import records
+from rankax.data.errors import DataError
+from rankax.data.order import Position
 from rankax.embeddings import counters
 from rankax.embeddings.engine import TableEngine
 from rankax.observe import accounting, environment, report, stores, traffic
@@ -80,8 +82,24 @@ class Progress:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "Progress":
-        """Reads what `dataclasses.asdict` wrote."""
-        return cls(**{**record, "plateau": Plateau(**record["plateau"])})
+        """Reads what `dataclasses.asdict` wrote.
+
+        Raises:
+            DataError: it is damaged or of another version.
+        """
+        where = "the checkpoint's record of the run"
+        tree = dict(records.mapping(record, where))
+        plateau = records.mapping(tree.get("plateau"), f"{where}: plateau")
+        for kind, own in ((cls, tree), (Plateau, plateau)):
+            for name in (field.name for field in dataclasses.fields(kind)):
+                value = own.get(name, "missing")
+                is_number = isinstance(value, int | float) and name != "best"
+                if value == "missing" or (is_number and not 0 <= value < math.inf):
+                    raise DataError(
+                        f"{where}: {name} is {value}; restore another checkpoint"
+                    )
+        tree["plateau"] = records.build(Plateau, plateau, f"{where}: plateau")
+        return records.build(cls, tree, where)
 
 
 def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
@@ -94,10 +112,18 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         ConfigError: a configuration that cannot be used.
         DataError: input that cannot be used.
         NonFiniteError: a loss or gradient was not finite.
+        RunFolderError: the folder cannot be written, as on a full disk.
         Interrupted: a signal has ended the run.
     """
     started = time.monotonic()
-    setup = set_up(config)
+    setup = set_up(config, workdir)
+    with run_folder.explained(workdir):
+        return _start(setup, config, workdir, started)
+
+
+def _start(
+    setup: Setup, config: ExperimentConfig, workdir: str, started: float
+) -> dict[str, Any]:
     is_first = jax.process_index() == 0
     folder, finished = stores.locate(workdir), None
     if is_first:
@@ -139,10 +165,7 @@ def _train(
     # ------------------------------------------------ what it costs
     is_first = jax.process_index() == 0  # it alone writes what is not a checkpoint
     steps, splits = setup.steps, setup.splits
-    per_epoch = lanes.num_batches_per_epoch(
-        splits["train"], batch_size=config.train.batch_size, lanes=config.data.lanes
-    )
-    num_steps = config.train.num_steps or config.train.num_epochs * per_epoch
+    per_epoch, num_steps = setup.batches_per_epoch(config), setup.num_steps(config)
     evaluate_every = config.eval.every_steps or per_epoch
     cost = accounting.account(config, setup.schema, steps.engine)
     console.message(
@@ -153,6 +176,8 @@ def _train(
     console.message(str(steps.engine))
     if is_first:
         stores.write_text(folder / run_folder.TABLES, f"{steps.engine.plan}\n")
+    if is_first and setup.quarantined:  # later starts keep to it
+        run_folder.write_json(folder / run_folder.QUARANTINE, setup.quarantined)
 
     # ------------------------------------------------ start or continue
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint)
@@ -166,28 +191,17 @@ def _train(
         )
         progress = Progress.from_dict(checkpoints.record(step))
         console.message(f"continuing {folder} from step {step:,}")
+    # A run that comes to that step again writes the record again.
+    if is_first:
+        stores.delete(folder / run_folder.BAD_STEP)
     writer = MetricsWriter(
         folder,
         tensorboard=config.observe.tensorboard,
         resume_step=step,
         quiet=not is_first,
     )
-    shard = steps.input_shard(config.train.batch_size)
-    batches = lanes.read_batches(
-        splits["train"],
-        setup.schema,
-        batch_size=config.train.batch_size,
-        lanes=config.data.lanes,
-        seed=config.train.seed,
-        shuffle=config.data.shuffle,
-        num_epochs=None,
-        time_window=config.data.time_window,
-        position=_position(progress),
-        shard_index=shard.index,
-        shard_count=shard.count,
-        num_threads=config.data.num_threads,
-        map_batch=steps.to_devices,
-        prefetch_batches=config.data.prefetch_batches,
+    batches = setup.training_batches(
+        config, _position(progress), map_batch=steps.to_devices
     )
 
     # ------------------------------------------------ loop
@@ -256,8 +270,13 @@ def _train(
             )
             state, metrics, counts = steps.train(state, batch, factor=factor)
             step += 1
+            start = {
+                "step": step,
+                "input_position": progress.position,
+                "learning_rate_factor": factor,
+            }
+            window.add(metrics, counts, start=start)
             progress.position = position.to_dict()
-            window.add(metrics, counts)
 
             is_last = step == num_steps
             progress.is_evaluation_due = step % evaluate_every == 0 or is_last
@@ -267,10 +286,10 @@ def _train(
             is_pause = progress.is_evaluation_due or is_save_due
             if step % config.observe.log_every == 0 or is_pause:
                 epoch = _epoch(position, config, per_epoch)
-                values, tables, first_bad_step = window.close(
-                    progress, state, steps.engine
-                )
-                _check_finite(first_bad_step, config, folder)
+                values, tables, bad_step = window.close(progress, state, steps.engine)
+                _check_finite(bad_step, config, folder)
+                if setup.quarantined:
+                    values["quarantined_rows"] = setup.num_rows_left_out
                 values["learning_rate"] = factor * config.optimizer.dense.learning_rate
                 if "examples_per_second" in values:
                     values |= cost.speed(values["examples_per_second"])
@@ -341,6 +360,7 @@ def _train(
         "model": type(config.model.backbone).__name__,
         "dataset": setup.schema.card.name,
         "dataset_fingerprint": setup.dataset_fingerprint,
+        "quarantined": setup.quarantined,
         "num_dense_parameters": cost.num_dense_parameters,
         "num_active_dense_parameters": cost.num_active_dense_parameters,
         "num_table_parameters": cost.num_table_parameters,
@@ -388,6 +408,7 @@ class _Window:
         self._metrics: list[Metrics] = []
         self._counts: list[counters.Counts] = []
         self._flying: deque[jax.Array] = deque()
+        self._starts: list[dict[str, Any]] = []
         self._num_untimed = 0  # steps up to the one that ends the compilation
         self._started = 0.0
         self._is_timed = False
@@ -399,8 +420,11 @@ class _Window:
         if last is None or last.is_ready():  # pyright: ignore
             self.wait_seconds += seconds
 
-    def add(self, metrics: Metrics, counts: counters.Counts) -> None:
-        """Takes in a step that was just given to the devices."""
+    def add(
+        self, metrics: Metrics, counts: counters.Counts, *, start: dict[str, Any]
+    ) -> None:
+        """Takes in a step just given to the devices, and what it began with."""
+        self._starts.append(start)
         self._metrics.append(metrics)
         self._counts.append(counts)
         self._flying.append(metrics["loss"])
@@ -415,11 +439,12 @@ class _Window:
 
     def close(
         self, progress: Progress, state: TrainState, engine: TableEngine
-    ) -> tuple[dict[str, float], counters.Summary, int]:
+    ) -> tuple[dict[str, float], counters.Summary, dict[str, Any] | None]:
         """Ends the window in one transfer.
 
         Returns:
-            Its log values, what each table was asked for, and `first_bad_step`.
+            Its log values, what each table was asked for, and the record of the first
+            step whose loss or gradient was not finite, if there is one.
 
         Raises:
             RoutingOverflowError: a batch that no number of rounds could carry.
@@ -447,24 +472,37 @@ class _Window:
             progress.wait_seconds += self.wait_seconds
             values["examples_per_second"] = timed / seconds
             values["input_wait"] = self.wait_seconds / seconds
+        bad_step = next(
+            (
+                {**start, "loss": str(own["loss"])}
+                for start, own in zip(self._starts, metrics, strict=True)
+                if start["step"] == bad + 1
+            ),
+            None,
+        )
         self._metrics, self._counts, self._num_untimed = [], [], 0
+        self._starts = []
         self._started, self.wait_seconds = time.monotonic(), 0.0
-        return values, tables, int(bad)
+        return values, tables, bad_step
 
 
 def _check_finite(
-    first_bad_step: int, config: ExperimentConfig, folder: epath.Path
+    bad_step: dict[str, Any] | None, config: ExperimentConfig, folder: epath.Path
 ) -> None:
-    if first_bad_step >= 0:
-        raise NonFiniteError(
-            f"the loss or a gradient of step {first_bad_step + 1} was NaN or infinite. "
-            "Nothing was written from that step on, neither weights nor table rows, "
-            f"and {folder} still holds the last checkpoint before it. Lower the "
-            f"learning rate (optimizer.dense {config.optimizer.dense.learning_rate:g}, "
-            f"optimizer.sparse {config.optimizer.sparse.learning_rate:g}), set "
-            "optimizer.dense.clip_norm or a warm-up, in a new --workdir; or look for "
-            "extreme values in the numeric fields"
-        )
+    if bad_step is None:
+        return
+    if jax.process_index() == 0:
+        run_folder.write_json(folder / run_folder.BAD_STEP, bad_step)
+    raise NonFiniteError(
+        f"the loss or a gradient of step {bad_step['step']} was NaN or infinite. "
+        "Nothing was written from that step on, neither weights nor table rows, and "
+        f"{folder} still holds the last checkpoint before it. The same command with "
+        "--mode=replay shows what of that step was not finite, and which of its "
+        "examples are extreme. Correct or clip those values; or lower the learning "
+        f"rate (optimizer.dense {config.optimizer.dense.learning_rate:g}, "
+        f"optimizer.sparse {config.optimizer.sparse.learning_rate:g}), set "
+        "optimizer.dense.clip_norm or a warm-up; in a new --workdir"
+    )
 
 
 def _take_in(

@@ -18,7 +18,38 @@ from rankax.training.store_lock import StoreLock
 
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
 TABLES = "tables.txt"  # where every table was placed
+QUARANTINE = "quarantine.json"  # what could not be read when the run began
+BAD_STEP = "bad_step.json"  # whose loss or gradient was not finite
 LOCK = "lock"  # locked, not only there, while a run trains
+
+
+class RunFolderError(Exception):
+    """A run folder that cannot be written; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def explained(workdir: str) -> Iterator[None]:
+    """Makes the errors of a full disk, and the like, one that says what to do.
+
+    Raises:
+        RunFolderError: the system, or a writer of checkpoints, has refused something.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        # Checkpoints are written by a library whose errors are plain ValueErrors.
+        is_told = isinstance(error, stores.StoreError)
+        is_of_system = isinstance(error, OSError) or (
+            type(error) is ValueError and "os_error_code" in str(error)
+        )
+        if is_told or not is_of_system:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise RunFolderError(
+            f"--workdir={workdir} cannot be written ({reason:.400}); free space, or "
+            "check the disk and the rights on the folder. The same command then goes "
+            "on from the last checkpoint, which is intact"
+        ) from error
 
 
 def claim(workdir: epath.PathLike, config: ExperimentConfig) -> epath.Path:
@@ -103,7 +134,7 @@ def find(workdir: epath.PathLike, config: ExperimentConfig) -> epath.Path:
 
 def not_applied(folder: epath.Path, config: ExperimentConfig) -> list[str]:
     """Returns what differs in `eval` between a finished run and this configuration."""
-    saved = json.loads(stores.read_text(folder / CONFIG))["config"]
+    saved = _read_config(folder / CONFIG)["config"]
     changes = difference(saved, config.to_dict())
     return [change for change in changes if change.startswith("eval.")]
 
@@ -116,11 +147,18 @@ def hash_of(config: ExperimentConfig) -> str:
 def read_result(folder: epath.Path) -> dict[str, Any] | None:
     """Returns `result.json` of a finished run, else None."""
     path = folder / RESULT
-    return json.loads(stores.read_text(path)) if stores.is_there(path) else None
+    if not stores.is_there(path):
+        return None
+    result = read_json(path)
+    if not (
+        isinstance(result.get("metrics"), dict) and type(result.get("step")) is int
+    ):
+        raise _damaged(path, 'it lacks "metrics" and "step"')
+    return result
 
 
 def _check_same(path: epath.Path, config: ExperimentConfig) -> None:
-    saved, tree = json.loads(stores.read_text(path)), config.to_dict()
+    saved, tree = _read_config(path), config.to_dict()
     # With one hash an option that only one of two versions has is at its default; what
     # the hash does not see is a default that the other version has changed.
     changes = difference(
@@ -136,6 +174,34 @@ def _check_same(path: epath.Path, config: ExperimentConfig) -> None:
         f"({saved['hash']}, now {hash_of(config)}):\n"
         + "\n".join(f"  - {change}" for change in changes)
         + "\nname another --workdir, or go back to that configuration"
+    )
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        tree = json.loads(stores.read_text(path))
+    except (ValueError, RecursionError) as error:  # of characters, too
+        raise _damaged(path, str(error)) from error
+    if not isinstance(tree, dict):
+        raise _damaged(path, f"it holds {tree!r:.40}, not an object")
+    return tree
+
+
+def _read_config(path: epath.Path) -> dict[str, Any]:
+    tree = read_json(path)
+    if not (isinstance(tree.get("hash"), str) and isinstance(tree.get("config"), dict)):
+        raise _damaged(path, 'it lacks "hash" and "config"')
+    return tree
+
+
+def _damaged(path: epath.Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"{path} is damaged: {what}; restore the file, or name another --workdir"
     )
 
 

@@ -223,12 +223,12 @@ def test_a_process_that_hangs_ends_the_others_at_the_end_of_its_heartbeat(tmp_pa
 TOPOLOGIES = [(1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (8, 2)]
 
 
-def run_on(devices, count, folders, *, stop_after=None):
+def run_on(devices, count, folders, *, die_after=None):
     """Runs `topologies.py` on folder after folder."""
     command = [sys.executable, str(HERE / "topologies.py"), f"--devices={devices}"]
     command += map(str, folders)
-    if stop_after:
-        command.append(f"--stop_after={stop_after}")
+    if die_after:
+        command.append(f"--die_after={die_after}")
     if count > 1:
         command += [f"--coordinator={address()}", f"--processes={count}"]
     members = [
@@ -260,7 +260,7 @@ def test_what_one_machine_saved_any_other_goes_on_from(tmp_path):
     for devices, count in TOPOLOGIES:
         saved[devices, count] = folder = tmp_path / f"saved-{devices}-{count}"
         # Read ahead, the last batches of one process may not be noted by another.
-        run_on(devices, count, [folder], stop_after=half)
+        run_on(devices, count, [folder], die_after=half)
         first = examples_of(notes_of(folder, count))[:half]
         assert first == examples_of(notes_of(saved[1, 1], 1))[:half]
 

@@ -1,7 +1,7 @@
 """What the processes of `test_processes.py` run: the trainer, on devices of a number.
 
 python topologies.py --devices=4 [--coordinator=HOST:PORT --processes=2 --index=0]
-    [--stop_after=20] RUN ...
+    [--die_after=20] RUN ...
 
 Beside training it notes what the trainer itself does not tell: a digest of every array
 that a restore returned, and one of every example that went to the devices.
@@ -10,9 +10,7 @@ that a restore returned, and one of every example that went to the devices.
 import argparse
 import hashlib
 import json
-import os
 import pathlib
-import signal
 
 from absl import flags
 import jax
@@ -23,7 +21,6 @@ from test_resume import make_config
 from rankax.parallel import processes
 from rankax.train import train
 from rankax.training.checkpoint import Checkpoints
-from rankax.training.interruption import Interrupted
 from rankax.training.step import Steps
 
 NUM_STEPS = 40
@@ -40,7 +37,7 @@ def make_float32_config():
     config.model.backbone.use_batch_norm = False
     config.optimizer.sparse.name = "rowwise_adagrad"
     config.checkpoint.every_steps = 10
-    config.eval.every_steps = 20
+    config.eval.every_steps = NUM_STEPS
     return config
 
 
@@ -71,17 +68,21 @@ def note_examples(notes):
     Steps.to_devices = to_devices
 
 
-def stop_after(number):
-    """Signals this process in its step of that number, counted from its start."""
+class Died(Exception):
+    pass
+
+
+def die_after(number):
+    """Makes every process die after that many steps."""
     original, calls = Steps.train, []
 
-    def signalled(self, *args, **kwargs):
+    def dying(self, *args, **kwargs):
         calls.append(None)
-        if len(calls) == number:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if len(calls) > number:
+            raise Died
         return original(self, *args, **kwargs)
 
-    Steps.train = signalled
+    Steps.train = dying
 
 
 def main():
@@ -90,7 +91,7 @@ def main():
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--index", type=int, default=0)
     parser.add_argument("--coordinator")
-    parser.add_argument("--stop_after", type=int)
+    parser.add_argument("--die_after", type=int)
     parser.add_argument("folders", nargs="+")
     args = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
@@ -105,14 +106,14 @@ def main():
     notes = {}
     note_restores(notes)
     note_examples(notes)
-    if args.stop_after:
-        stop_after(args.stop_after)
+    if args.die_after:
+        die_after(args.die_after)
     for folder in args.folders:
         notes.update(restored={}, examples=[])
         try:
             train(make_float32_config(), folder)
-        except Interrupted:
-            assert args.stop_after
+        except Died:
+            assert args.die_after
         path = pathlib.Path(folder) / f"notes-{args.index}.json"
         path.write_text(json.dumps(notes))
 

@@ -21,10 +21,11 @@ import re
 import sys
 from typing import Any
 
+from etils import epath
 import numpy as np
 
+from rankax.config.base import ConfigError, suggest
 from rankax.config.base import difference as config_difference
-from rankax.config.base import suggest
 from rankax.config.experiment import NOT_OF_THE_RUN
 from rankax.metrics import task_metrics
 from rankax.metrics.difference import (
@@ -33,8 +34,10 @@ from rankax.metrics.difference import (
     over_examples_and_seeds,
     over_seeds,
 )
+from rankax.observe import stores
 from rankax.observe.comparison import render
 from rankax.observe.console import Console
+from rankax.observe.stores import StoreError
 from rankax.training import resampling
 from rankax.training.predictions import FILE_NAME, PredictionsError
 
@@ -51,7 +54,7 @@ class CompareError(ValueError):
 class Run:
     """One finished run folder."""
 
-    folder: pathlib.Path
+    folder: epath.Path
     config: dict[str, Any]
     result: dict[str, Any]
 
@@ -97,7 +100,7 @@ class Model:
     @property
     def has_predictions(self) -> bool:
         """Whether every run has predictions of its test split."""
-        return all((run.folder / FILE_NAME).is_file() for run in self.runs)
+        return all(stores.is_there(run.folder / FILE_NAME) for run in self.runs)
 
     def mean(self, key: str) -> float | None:
         """Returns the mean of a number of `result.json`; None if a run lacks it."""
@@ -109,18 +112,18 @@ class Model:
 # ---------------------------------------------------------------- reading
 
 
-def load(folder: str | pathlib.Path) -> Run:
+def load(folder: epath.PathLike) -> Run:
     """Reads one run folder.
 
     Raises:
         CompareError: not a run folder, or a run that has not finished.
     """
-    folder = pathlib.Path(folder)
+    folder = stores.locate(folder)
     trees = []
     for name in ("config.json", "result.json"):
         path = folder / name
-        if not path.is_file():
-            if not (folder / "config.json").is_file():
+        if not stores.is_there(path):
+            if not stores.is_there(folder / "config.json"):
                 raise CompareError(
                     f"{folder} is not a run folder: config.json is missing"
                 )
@@ -129,7 +132,7 @@ def load(folder: str | pathlib.Path) -> Run:
                 "same command again to go on, or leave the folder out"
             )
         try:
-            tree = json.loads(path.read_text(), parse_constant=lambda _: None)
+            tree = json.loads(stores.read_text(path), parse_constant=lambda _: None)
         except ValueError as error:
             raise CompareError(f"{path} is not valid JSON: {error}") from error
         trees.append(tree)
@@ -168,7 +171,7 @@ def _labels(groups: list[list[Run]]) -> list[str]:
     """Model names where they tell the groups apart, else their folders' prefix."""
     names = [own[0].result["model"].removesuffix("Config") for own in groups]
     if len(set(names)) < len(names):
-        folders = [[run.folder.resolve().name for run in own] for own in groups]
+        folders = [[stores.name_of(run.folder) for run in own] for own in groups]
         names = [_prefix(own) or name for own, name in zip(folders, names, strict=True)]
     return [
         name if names.count(name) == 1 else f"{name}#{names[: i + 1].count(name)}"
@@ -367,7 +370,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "of each model to the baselines with a 95% interval. Runs whose configurations "
         "differ in train.seed alone are one model.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folder, or s3://… or gs://…"
+    )
     parser.add_argument(
         "--metric",
         default="",
@@ -415,7 +420,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 unit=args.resample,
                 console=console,
             )
-    except (CompareError, PredictionsError) as error:
+    except (CompareError, ConfigError, PredictionsError, StoreError) as error:
         sys.exit(f"compare: {error}")
     print(render(comparison, markdown=args.markdown))
     if args.json:

@@ -35,12 +35,12 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     Raises:
         ConfigError: no run or no checkpoint there, or of another configuration.
     """
-    setup = set_up(config)
+    setup = set_up(config, workdir)
     folder = run_folder.find(workdir, config)
-    console = Console(quiet=jax.process_index() > 0)
-    checkpoints = Checkpoints(
-        folder / run_folder.CHECKPOINTS, None
-    )  # it may be at work
+    is_first = jax.process_index() == 0
+    console = Console(quiet=not is_first)
+    # Only read: the run may be at work.
+    checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, None)
     latest = checkpoints.latest_step
     if latest is None:
         raise ConfigError(f"{folder} holds no checkpoint yet; train it further")
@@ -70,6 +70,7 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
             console.message(f"{split:5}  {name:28} {value:.6g}")
         tell_worst_slices(console, split, evaluation.metrics, evaluation.slices)
         tell_out_of_vocabulary(console, split, evaluation.tables)
-    run_folder.write_json(folder / FILE_NAME, result)
+    if is_first:
+        run_folder.write_json(folder / FILE_NAME, result)
     console.close()
     return result

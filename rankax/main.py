@@ -5,36 +5,73 @@ Options of the configuration are overridden by flags, for example
 for example experiments/quickstart.py:dcnv2.
 """
 
+from collections.abc import Iterator
+import contextlib
 import difflib
 import re
 import sys
+import time
+import traceback
+from typing import Any
 
 from absl import app, flags, logging
+import jax
 from ml_collections import config_flags
 
-from rankax import evaluate, train
+from rankax import evaluate, replay, train
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.errors import DataError
 from rankax.embeddings.routing import RoutingOverflowError
+from rankax.observe.stores import StoreError
+from rankax.parallel import processes
 from rankax.training.interruption import Interrupted
+from rankax.training.run_folder import RunFolderError
 
-_MODES = {"train": train.train, "evaluate": evaluate.evaluate}
+_MODES = {
+    "train": train.train,
+    "evaluate": evaluate.evaluate,
+    "replay": replay.replay,
+}
 
 # Errors whose message says all that a user needs.
-_TOLD = (ConfigError, DataError, RoutingOverflowError, train.NonFiniteError)
+_TOLD = (
+    ConfigError,
+    DataError,
+    RoutingOverflowError,
+    RunFolderError,
+    StoreError,
+    train.NonFiniteError,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "experiment file with get_config(arg), as FILE.py or FILE.py:arg"
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "run folder; the same command on the same folder continues the run"
+    "workdir",
+    None,
+    "run folder, on a disk, s3:// or gs://; the same command on the same folder "
+    "continues the run",
 )
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     list(_MODES),
-    "train: train and test; evaluate: score the best checkpoint of --workdir",
+    "train: train and test; evaluate: score the best checkpoint of --workdir; replay: "
+    "take the step again that ended it with a NaN, and show what it was",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "several processes train as one: HOST:PORT of the first, or auto on Cloud TPU, "
+    "Slurm, Open MPI and Kubernetes; every process gets the same command",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "with --coordinator")
+_PROCESS_INDEX = flags.DEFINE_integer(
+    "process_index", None, "with --coordinator: which one this is, from 0"
+)
+_START_TIMEOUT = flags.DEFINE_integer(
+    "start_timeout_seconds", 300, "with --coordinator: how long to wait for the others"
 )
 
 
@@ -42,6 +79,7 @@ def main(argv: list[str]) -> None:
     """Runs one mode with a checked and frozen configuration."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells a lot
+        _print_errors_once()
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}; options start with --")
     config = _CONFIG.value
@@ -53,7 +91,55 @@ def main(argv: list[str]) -> None:
     config.validate()
     config.freeze()
     assert _WORKDIR.value is not None  # a required flag
-    _MODES[_MODE.value](config, _WORKDIR.value)
+    with _together():
+        _MODES[_MODE.value](config, _WORKDIR.value)
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Joins the processes of the run, and lets none of them wait for one that fails."""
+    if _COORDINATOR.value is None:
+        if (_NUM_PROCESSES.value, _PROCESS_INDEX.value) != (None, None):
+            raise ConfigError(
+                "--num_processes and --process_index need --coordinator=HOST:PORT"
+            )
+        yield
+        return
+    lifeline = processes.start(
+        _COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_index=_PROCESS_INDEX.value,
+        timeout_seconds=_START_TIMEOUT.value,
+    )
+    try:
+        yield
+    except Interrupted:  # all of them are
+        lifeline.close()
+        raise
+    except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            time.sleep(2)  # mostly the end of another process, which the lifeline tells
+        if isinstance(error, _TOLD):
+            print(_text(error), file=sys.stderr)
+        else:
+            traceback.print_exception(error)
+        lifeline.fail(error)
+    lifeline.close()
+
+
+def _print_errors_once() -> None:
+    """Keeps Orbax from printing pages about an error of a save that it also raises."""
+    logging.get_absl_logger().addFilter(
+        lambda record: not (record.exc_info and "orbax" in record.pathname)
+    )
+    hook = sys.unraisablehook
+
+    def without_closed_loops(found: Any) -> None:
+        # Writes that are under way when one fails find their event loop closed.
+        if str(found.exc_value) != "Event loop is closed":
+            hook(found)
+
+    sys.unraisablehook = without_closed_loops
 
 
 def run() -> None:
@@ -65,7 +151,11 @@ def run() -> None:
         print(error, file=sys.stderr)
         sys.exit(128 + error.signal)
     except _TOLD as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(_text(error))
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _parse(argv: list[str]) -> list[str]:

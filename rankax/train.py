@@ -5,26 +5,32 @@ Data → model → start or continue → loop (step, log, evaluate, save) → be
 """
 
 from collections import deque
+from collections.abc import Callable
+import contextlib
 import dataclasses
-import pathlib
+import math
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
 from rankax.config.experiment import ExperimentConfig
-from rankax.data import lanes
-from rankax.data.lanes import Position
+from rankax.data import records
+from rankax.data.errors import DataError
+from rankax.data.order import Position
 from rankax.embeddings import counters
 from rankax.embeddings.engine import TableEngine
-from rankax.observe import accounting, environment, report, traffic
+from rankax.observe import accounting, environment, report, stores, traffic
 from rankax.observe.console import Console, Track
 from rankax.observe.writers import MetricsWriter
 from rankax.optim import schedule
 from rankax.optim.schedule import Plateau
+from rankax.parallel import processes
+from rankax.parallel.processes import Votes
+from rankax.training import interruption, run_folder, warm_start
 from rankax.training import origin as origins
-from rankax.training import run_folder, warm_start
 from rankax.training.checkpoint import Checkpoints
 from rankax.training.evaluator import (
     Evaluation,
@@ -77,8 +83,24 @@ class Progress:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "Progress":
-        """Reads what `dataclasses.asdict` wrote."""
-        return cls(**{**record, "plateau": Plateau(**record["plateau"])})
+        """Reads what `dataclasses.asdict` wrote.
+
+        Raises:
+            DataError: it is damaged or of another version.
+        """
+        where = "the checkpoint's record of the run"
+        tree = dict(records.mapping(record, where))
+        plateau = records.mapping(tree.get("plateau"), f"{where}: plateau")
+        for kind, own in ((cls, tree), (Plateau, plateau)):
+            for name in (field.name for field in dataclasses.fields(kind)):
+                value = own.get(name, "missing")
+                is_number = isinstance(value, int | float) and name != "best"
+                if value == "missing" or (is_number and not 0 <= value < math.inf):
+                    raise DataError(
+                        f"{where}: {name} is {value}; restore another checkpoint"
+                    )
+        tree["plateau"] = records.build(Plateau, plateau, f"{where}: plateau")
+        return records.build(cls, tree, where)
 
 
 def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
@@ -91,38 +113,60 @@ def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         ConfigError: a configuration that cannot be used.
         DataError: input that cannot be used.
         NonFiniteError: a loss or gradient was not finite.
+        RunFolderError: the folder cannot be written, as on a full disk.
         Interrupted: a signal has ended the run.
     """
     started = time.monotonic()
-    setup = set_up(config)
-    folder = run_folder.claim(workdir, config)
-    finished = run_folder.read_result(folder)
-    console = Console(quiet=jax.process_index() > 0)
+    setup = set_up(config, workdir)
+    with run_folder.explained(workdir):
+        return _start(setup, config, workdir, started)
+
+
+def _start(
+    setup: Setup, config: ExperimentConfig, workdir: str, started: float
+) -> dict[str, Any]:
+    is_first = jax.process_index() == 0
+    folder, finished = stores.locate(workdir), None
+    if is_first:
+        folder = run_folder.claim(workdir, config)
+        finished = run_folder.read_result(folder)
+    finished = processes.broadcast(finished)
+    console = Console(quiet=not is_first)
     # A finished run whose test split was left unread goes on where it stopped.
     if finished is not None and (finished["metrics"] or not config.eval.test):
         console.message(f"{folder} is finished at step {finished['step']:,}")
         for change in run_folder.not_applied(folder, config):
             console.message(f"not applied: {change}; --mode=evaluate reads it again")
         return finished
-    with run_folder.locked(folder), StopRequest() as stop:
-        return _train(setup, config, folder, console, stop=stop, started=started)
+    lock = contextlib.nullcontext(lambda: None)
+    if is_first:
+        lock = run_folder.locked(folder, tell=console.message)
+    with lock as check_lock, StopRequest() as stop:
+        return _train(
+            setup,
+            config,
+            folder,
+            console,
+            check_lock=check_lock,
+            stop=stop,
+            started=started,
+        )
 
 
 def _train(
     setup: Setup,
     config: ExperimentConfig,
-    folder: pathlib.Path,
+    folder: epath.Path,
     console: Console,
     *,
+    check_lock: Callable[[], None],
     stop: StopRequest,
     started: float,
 ) -> dict[str, Any]:
     # ------------------------------------------------ what it costs
+    is_first = jax.process_index() == 0  # it alone writes what is not a checkpoint
     steps, splits = setup.steps, setup.splits
-    per_epoch = lanes.num_batches_per_epoch(
-        splits["train"], batch_size=config.train.batch_size, lanes=config.data.lanes
-    )
-    num_steps = config.train.num_steps or config.train.num_epochs * per_epoch
+    per_epoch, num_steps = setup.batches_per_epoch(config), setup.num_steps(config)
     evaluate_every = config.eval.every_steps or per_epoch
     cost = accounting.account(config, setup.schema, steps.engine)
     console.message(
@@ -131,7 +175,10 @@ def _train(
     )
 
     console.message(str(steps.engine))
-    (folder / run_folder.TABLES).write_text(f"{steps.engine.plan}\n")
+    if is_first:
+        stores.write_text(folder / run_folder.TABLES, f"{steps.engine.plan}\n")
+    if is_first and setup.quarantined:  # later starts keep to it
+        run_folder.write_json(folder / run_folder.QUARANTINE, setup.quarantined)
 
     # ------------------------------------------------ start or continue
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint)
@@ -139,13 +186,11 @@ def _train(
     step = latest_step or 0
     origin = origins.of_run(config, setup)
     if latest_step is None:
-        state = steps.init_state()
-        if config.checkpoint.init_from:
-            state, taken = warm_start.start(
-                state, plan=steps.engine.plan, origin=origin, config=config.checkpoint
-            )
+        state, taken = warm_start.initial_state(config, setup)
+        if taken:
             console.message(taken)
-            (folder / warm_start.FILE_NAME).write_text(f"{taken}\n")
+        if taken and is_first:
+            stores.write_text(folder / warm_start.FILE_NAME, f"{taken}\n")
     else:
         changes = origins.changes(
             checkpoints.origin(step), origin, where=f"checkpoint {step} of {folder}"
@@ -160,36 +205,28 @@ def _train(
                 f"saved by other versions ({changes}): results may differ slightly "
                 "from those of one version"
             )
+    # A run that comes to that step again writes the record again.
+    if is_first:
+        stores.delete(folder / run_folder.BAD_STEP)
     writer = MetricsWriter(
-        folder, tensorboard=config.observe.tensorboard, resume_step=step
+        folder,
+        tensorboard=config.observe.tensorboard,
+        resume_step=step,
+        quiet=not is_first,
     )
-    shard = steps.input_shard(config.train.batch_size)
-    batches = lanes.read_batches(
-        splits["train"],
-        setup.schema,
-        batch_size=config.train.batch_size,
-        lanes=config.data.lanes,
-        seed=config.train.seed,
-        shuffle=config.data.shuffle,
-        num_epochs=None,
-        time_window=config.data.time_window,
-        position=_position(progress),
-        shard_index=shard.index,
-        shard_count=shard.count,
-        num_threads=config.data.num_threads,
-        map_batch=lambda arrays: (
-            steps.to_devices(arrays),
-            np.count_nonzero(arrays["weight"]),
-        ),
-        prefetch_batches=config.data.prefetch_batches,
+    batches = setup.training_batches(
+        config, _position(progress), map_batch=steps.to_devices
     )
 
     # ------------------------------------------------ loop
     track = console.track("train", total=num_steps, start=step)
     window = _Window()
-    is_save_due = is_stopping = False
+    votes = Votes(lag=_IN_FLIGHT)
+    is_save_due, stopped_by = False, 0
 
     def save(*, is_best: bool) -> None:
+        check_lock()
+        writer.send()  # a checkpoint goes on from lines that are there
         wall_seconds = progress.wall_seconds + time.monotonic() - started
         checkpoints.save(
             step,
@@ -236,34 +273,38 @@ def _train(
             if is_save_due:
                 save(is_best=is_best)
                 window = _Window()
-            if is_stopping:
-                stop.raise_if_any(f"after step {step:,}, which is saved")
+            interruption.check(stopped_by, f"after step {step:,}, which is saved")
             if step == num_steps or progress.is_stopped:
                 break
 
             asked = time.monotonic()
-            (batch, num_examples), position = next(batches)
+            batch, position = next(batches)
             window.waited(time.monotonic() - asked)
             factor = progress.plateau.factor * schedule.factor(
                 config.optimizer.schedule, step, num_steps
             )
             state, metrics, counts = steps.train(state, batch, factor=factor)
             step += 1
+            start = {
+                "step": step,
+                "input_position": progress.position,
+                "learning_rate_factor": factor,
+            }
+            window.add(metrics, counts, start=start)
             progress.position = position.to_dict()
-            window.add(metrics, counts, int(num_examples))
 
             is_last = step == num_steps
             progress.is_evaluation_due = step % evaluate_every == 0 or is_last
-            is_stopping = bool(stop)  # a later signal waits for the next step
+            stopped_by = votes.cast(stop.number)  # a later signal: the next step
             every = config.checkpoint.every_steps
-            is_save_due = is_stopping or (every > 0 and step % every == 0)
+            is_save_due = stopped_by > 0 or (every > 0 and step % every == 0)
             is_pause = progress.is_evaluation_due or is_save_due
             if step % config.observe.log_every == 0 or is_pause:
                 epoch = _epoch(position, config, per_epoch)
-                values, tables, first_bad_step = window.close(
-                    progress, state, steps.engine
-                )
-                _check_finite(first_bad_step, config, folder)
+                values, tables, bad_step = window.close(progress, state, steps.engine)
+                _check_finite(bad_step, config, folder)
+                if setup.quarantined:
+                    values["quarantined_rows"] = setup.num_rows_left_out
                 values["learning_rate"] = factor * config.optimizer.dense.learning_rate
                 if "examples_per_second" in values:
                     values |= cost.speed(values["examples_per_second"])
@@ -284,6 +325,7 @@ def _train(
         track.close()
         batches.close()
         checkpoints.wait()
+        writer.send()
 
     untouched = steps.never_updated(state)
 
@@ -333,6 +375,7 @@ def _train(
         "model": type(config.model.backbone).__name__,
         "dataset": setup.schema.card.name,
         "dataset_fingerprint": setup.dataset_fingerprint,
+        "quarantined": setup.quarantined,
         "num_dense_parameters": cost.num_dense_parameters,
         "num_active_dense_parameters": cost.num_active_dense_parameters,
         "num_table_parameters": cost.num_table_parameters,
@@ -352,15 +395,17 @@ def _train(
         "calibration_table": test.calibration,
         "slices": test.slices,
     }
-    run_folder.write_config(folder, config)  # `eval` may have changed on the way
-    run_folder.write_json(folder / run_folder.RESULT, result)
+    check_lock()
     writer.close()
+    if is_first:
+        run_folder.write_config(folder, config)  # `eval` may have changed on the way
+        run_folder.write_json(folder / run_folder.RESULT, result)
     checkpoints.close()
-    if config.observe.report:
+    if is_first and config.observe.report:
         report.write_report(folder)
     _tell_result(console, result, setup, folder)
     console.close()
-    return result
+    return processes.broadcast(result)
 
 
 # ---------------------------------------------------------------- pieces of the loop
@@ -378,8 +423,8 @@ class _Window:
         self._metrics: list[Metrics] = []
         self._counts: list[counters.Counts] = []
         self._flying: deque[jax.Array] = deque()
-        self._examples: list[int] = []
-        self._untimed = 0  # examples of the step that ends the compilation
+        self._starts: list[dict[str, Any]] = []
+        self._num_untimed = 0  # steps up to the one that ends the compilation
         self._started = 0.0
         self._is_timed = False
 
@@ -390,28 +435,31 @@ class _Window:
         if last is None or last.is_ready():  # pyright: ignore
             self.wait_seconds += seconds
 
-    def add(self, metrics: Metrics, counts: counters.Counts, num_examples: int) -> None:
-        """Takes in a step that was just given to the devices."""
+    def add(
+        self, metrics: Metrics, counts: counters.Counts, *, start: dict[str, Any]
+    ) -> None:
+        """Takes in a step just given to the devices, and what it began with."""
+        self._starts.append(start)
         self._metrics.append(metrics)
         self._counts.append(counts)
         self._flying.append(metrics["loss"])
-        self._examples.append(num_examples)
         if not self._is_timed:
             metrics["loss"].block_until_ready()
             self._flying.clear()
             self._is_timed = True
-            self._untimed = num_examples
+            self._num_untimed = len(self._counts)
             self._started, self.wait_seconds = time.monotonic(), 0.0
         elif len(self._flying) > _IN_FLIGHT:
             self._flying.popleft().block_until_ready()
 
     def close(
         self, progress: Progress, state: TrainState, engine: TableEngine
-    ) -> tuple[dict[str, float], counters.Summary, int]:
+    ) -> tuple[dict[str, float], counters.Summary, dict[str, Any] | None]:
         """Ends the window in one transfer.
 
         Returns:
-            Its log values, what each table was asked for, and `first_bad_step`.
+            Its log values, what each table was asked for, and the record of the first
+            step whose loss or gradient was not finite, if there is one.
 
         Raises:
             RoutingOverflowError: a batch that no number of rounds could carry.
@@ -419,18 +467,18 @@ class _Window:
         metrics, counts, bad = jax.device_get(
             (self._metrics, self._counts, state.first_bad_step)
         )
-        total, is_finite = None, True
-        for values, step in zip(metrics, counts, strict=True):
+        total, is_finite, timed = None, True, 0
+        for number, (values, step) in enumerate(zip(metrics, counts, strict=True)):
             is_finite = is_finite and bool(np.isfinite(values["loss"]))
             if is_finite:  # the first bad step is the one to tell about
                 engine.check_rounds(step)
             total = counters.accumulate(total, step)
+            if number >= self._num_untimed:
+                timed += int(step["examples"])
         tables = counters.summarize(engine.plan, total) if total else {}
         progress.tables = counters.add(progress.tables, tables)
         seconds = time.monotonic() - self._started
-        examples = sum(self._examples)
-        timed = examples - self._untimed
-        progress.examples_seen += examples
+        progress.examples_seen += int(total["examples"]) if total else 0
         means = jax.tree.map(lambda *x: float(np.mean(x)), *metrics)
         values = {"loss": means.pop("loss"), **means}
         if timed:
@@ -439,24 +487,37 @@ class _Window:
             progress.wait_seconds += self.wait_seconds
             values["examples_per_second"] = timed / seconds
             values["input_wait"] = self.wait_seconds / seconds
-        self._metrics, self._counts, self._examples, self._untimed = [], [], [], 0
+        bad_step = next(
+            (
+                {**start, "loss": str(own["loss"])}
+                for start, own in zip(self._starts, metrics, strict=True)
+                if start["step"] == bad + 1
+            ),
+            None,
+        )
+        self._metrics, self._counts, self._num_untimed = [], [], 0
+        self._starts = []
         self._started, self.wait_seconds = time.monotonic(), 0.0
-        return values, tables, int(bad)
+        return values, tables, bad_step
 
 
 def _check_finite(
-    first_bad_step: int, config: ExperimentConfig, folder: pathlib.Path
+    bad_step: dict[str, Any] | None, config: ExperimentConfig, folder: epath.Path
 ) -> None:
-    if first_bad_step >= 0:
-        raise NonFiniteError(
-            f"the loss or a gradient of step {first_bad_step + 1} was NaN or infinite. "
-            "Nothing was written from that step on, neither weights nor table rows, "
-            f"and {folder} still holds the last checkpoint before it. Lower the "
-            f"learning rate (optimizer.dense {config.optimizer.dense.learning_rate:g}, "
-            f"optimizer.sparse {config.optimizer.sparse.learning_rate:g}), set "
-            "optimizer.dense.clip_norm or a warm-up, in a new --workdir; or look for "
-            "extreme values in the numeric fields"
-        )
+    if bad_step is None:
+        return
+    if jax.process_index() == 0:
+        run_folder.write_json(folder / run_folder.BAD_STEP, bad_step)
+    raise NonFiniteError(
+        f"the loss or a gradient of step {bad_step['step']} was NaN or infinite. "
+        "Nothing was written from that step on, neither weights nor table rows, and "
+        f"{folder} still holds the last checkpoint before it. The same command with "
+        "--mode=replay shows what of that step was not finite, and which of its "
+        "examples are extreme. Correct or clip those values; or lower the learning "
+        f"rate (optimizer.dense {config.optimizer.dense.learning_rate:g}, "
+        f"optimizer.sparse {config.optimizer.sparse.learning_rate:g}), set "
+        "optimizer.dense.clip_norm or a warm-up; in a new --workdir"
+    )
 
 
 def _take_in(
@@ -507,7 +568,7 @@ def _tell(
 
 
 def _tell_result(
-    console: Console, result: dict[str, Any], setup: Setup, folder: pathlib.Path
+    console: Console, result: dict[str, Any], setup: Setup, folder: epath.Path
 ) -> None:
     metrics = result["metrics"]
     for task in setup.schema.tasks if metrics else ():

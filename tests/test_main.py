@@ -67,7 +67,7 @@ def test_train_then_evaluate_with_overrides_from_the_command_line(tmp_path):
         ),
         (["--config.train.seed=abc"], "invalid literal for int"),
         (["--config.train.batch_size=100"], "must be a multiple of data.lanes"),
-        (["--mode=export"], "<train|evaluate>"),
+        (["--mode=export"], "<train|evaluate|replay>"),
         (["stray"], "unknown argument 'stray'"),
     ],
 )

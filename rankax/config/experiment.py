@@ -81,6 +81,10 @@ class DataConfig(RangedConfig):
             the other, and shuffling stays inside each; 0 = shuffle the whole split.
         num_threads: threads that read row groups.
         prefetch_batches: batches made ahead of the step.
+        quarantine: share of the rows of a split that may be left out because their
+            shards or row groups cannot be read, below 1. All splits are then read once
+            before the first step; the run folder keeps what was found. 0 = off: the run
+            ends where it meets such a shard.
     """
 
     source: SourceConfig = dataclasses.field(default_factory=ParquetConfig)
@@ -91,6 +95,16 @@ class DataConfig(RangedConfig):
     time_window: int = 0
     num_threads: int = 1
     prefetch_batches: int = 2
+    quarantine: float = 0.0
+
+    def problems(self) -> list[str]:
+        """A quarantine without files, or of all of them."""
+        if self.quarantine and not isinstance(self.source, ParquetConfig):
+            why = "is for Parquet shards, which this data.source has not"
+            return unused(self, ("quarantine",), why)
+        if self.quarantine >= 1:
+            return [f"quarantine = {self.quarantine:g} must be a share below 1"]
+        return []
 
 
 # ---------------------------------------------------------------- tables and model

@@ -8,11 +8,10 @@ the splits were made.
 import dataclasses
 import json
 import os
-import types
-from typing import Any, get_args
+import re
+from typing import Any
 
-from rankax.config.base import suggest
-from rankax.data import storage
+from rankax.data import records, storage
 from rankax.data.errors import DataError
 from rankax.data.fields import (
     CategoricalField,
@@ -125,6 +124,12 @@ class Card:
                 f"card {self.name!r} has format {self.format}, this version reads "
                 f"{FORMAT}; convert the data set again"
             )
+        for name in self.splits:
+            if not name.isprintable() or re.search(r"^\.|[/\\]|^$", name):
+                raise DataError(
+                    f"card {self.name!r}: {name!r} cannot be the name of a split, "
+                    "which is that of a folder beside the card; use letters and digits"
+                )
         if not self.labels:
             raise DataError(f"card {self.name!r} names no label")
         for table in self.tables:
@@ -166,35 +171,45 @@ def load(folder: str | os.PathLike[str] | Location) -> Card:
     text = path.read_text()
     try:
         tree = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
     return from_dict(tree, where=str(path))
 
 
 def from_dict(tree: Any, *, where: str) -> Card:
     """Builds a card from parsed JSON; `where` opens every error message."""
-    tree = dict(_mapping(tree, where))
+    tree = dict(records.mapping(tree, where))
     tree["tables"] = tuple(
-        _build(Table, entry, f"{where}: tables[{i}]")
-        for i, entry in enumerate(_list(tree.get("tables"), f"{where}: tables"))
+        records.build(Table, entry, f"{where}: tables[{i}]")
+        for i, entry in enumerate(
+            records.entries(tree.get("tables"), f"{where}: tables")
+        )
     )
     tree["fields"] = tuple(
         _field(entry, f"{where}: fields[{i}]")
-        for i, entry in enumerate(_list(tree.get("fields"), f"{where}: fields"))
+        for i, entry in enumerate(
+            records.entries(tree.get("fields"), f"{where}: fields")
+        )
     )
     tree["labels"] = tuple(
-        _build(Label, entry, f"{where}: labels[{i}]")
-        for i, entry in enumerate(_list(tree.get("labels"), f"{where}: labels"))
+        records.build(Label, entry, f"{where}: labels[{i}]")
+        for i, entry in enumerate(
+            records.entries(tree.get("labels"), f"{where}: labels")
+        )
     )
     tree["slices"] = tuple(
-        _build(Slice, _with_tuple(entry, "values"), f"{where}: slices[{i}]")
-        for i, entry in enumerate(_list(tree.get("slices", []), f"{where}: slices"))
+        records.build(Slice, _with_tuple(entry, "values"), f"{where}: slices[{i}]")
+        for i, entry in enumerate(
+            records.entries(tree.get("slices", []), f"{where}: slices")
+        )
     )
     tree["splits"] = {
-        name: _build(Split, entry, f"{where}: splits[{name!r}]")
-        for name, entry in _mapping(tree.get("splits"), f"{where}: splits").items()
+        name: records.build(Split, entry, f"{where}: splits[{name!r}]")
+        for name, entry in records.mapping(
+            tree.get("splits"), f"{where}: splits"
+        ).items()
     }
-    return _build(Card, tree, where)
+    return records.build(Card, tree, where)
 
 
 def _with_tuple(entry: Any, key: str) -> Any:
@@ -206,16 +221,16 @@ def _with_tuple(entry: Any, key: str) -> Any:
 
 def _field(entry: Any, where: str) -> Field:
     """Builds a field from its JSON object."""
-    entry = dict(_mapping(entry, where))
+    entry = dict(records.mapping(entry, where))
     if "columns" in entry:
         entry["columns"] = tuple(
-            _build(SequenceColumn, column, f"{where}.columns[{j}]")
-            for j, column in enumerate(_list(entry["columns"], where))
+            records.build(SequenceColumn, column, f"{where}.columns[{j}]")
+            for j, column in enumerate(records.entries(entry["columns"], where))
         )
     if "transforms" in entry:
         entry["transforms"] = tuple(
             _build_kind(_TRANSFORMS, step, f"{where}.transforms[{j}]")
-            for j, step in enumerate(_list(entry["transforms"], where))
+            for j, step in enumerate(records.entries(entry["transforms"], where))
         )
     return _build_kind(_KINDS, _with_tuple(entry, "boundaries"), where)
 
@@ -239,58 +254,10 @@ def _unique(what: str, names: list[str], card: str) -> None:
         raise DataError(f"card {card!r} names {what} {twice[0]!r} twice")
 
 
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: expected an object, found {value!r:.80}")
-    return value
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise DataError(f"{where}: expected a list, found {value!r:.80}")
-    return value
-
-
 def _build_kind(kinds: dict[str, type], entry: Any, where: str) -> Any:
     """Calls the dataclass that the key "kind" of a JSON object names."""
-    entry = dict(_mapping(entry, where))
+    entry = dict(records.mapping(entry, where))
     kind = entry.pop("kind", None)
     if kind not in tuple(kinds):  # any JSON value
         raise DataError(f"{where}: kind {kind!r} is unknown; known: {tuple(kinds)}")
-    return _build(kinds[kind], entry, where)
-
-
-def _build(cls: type, entry: Any, where: str) -> Any:
-    """Calls a flat dataclass with a JSON object after checking keys and types."""
-    entry = _mapping(entry, where)
-    known = {field.name: field for field in dataclasses.fields(cls)}
-    for key, value in entry.items():
-        if key not in known:
-            raise DataError(
-                f"{where}: unknown key {key!r}; {suggest(key, tuple(known))}"
-            )
-        expected = known[key].type
-        if not _fits(value, expected):
-            name = getattr(expected, "__name__", expected)
-            raise DataError(f"{where}: {key} must be {name}, found {value!r:.80}")
-    missing = [
-        name
-        for name, field in known.items()
-        if name not in entry
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise DataError(f"{where}: key {missing[0]!r} is missing")
-    return cls(**entry)
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    """Whether a JSON value has the annotated type; an integer is a float too."""
-    if isinstance(expected, types.UnionType):
-        return any(_fits(value, kind) for kind in get_args(expected))
-    if expected == tuple[float, ...]:
-        return type(value) is tuple and all(_fits(x, float) for x in value)
-    if expected is float:
-        return type(value) in (int, float)
-    return expected not in (str, int, types.NoneType) or type(value) is expected
+    return records.build(kinds[kind], entry, where)

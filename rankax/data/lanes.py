@@ -7,7 +7,7 @@ takes few rows of each. A split of fewer than 2 · L row groups may be in memory
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Container, Generator
+from collections.abc import Callable, Container, Generator, Sequence
 import dataclasses
 import sys
 from typing import Any, NamedTuple
@@ -131,6 +131,53 @@ def read_batches(
         batches, prefetch_buffer_size=prefetch_batches
     )
     return _closing(iter(batches))
+
+
+def examples_at(
+    source: SplitSource,
+    position: Position,
+    examples: Sequence[int],
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool,
+    time_column: str = "",
+    time_window: int = 0,
+) -> list[tuple[int, int]]:
+    """Finds examples of a batch in the split: row group, and row within it as stored.
+
+    Args:
+        source: the split.
+        position: of the batch: the one before it.
+        examples: their places in the global batch, in [0, B).
+        batch_size: B.
+        seed: as `read_batches` had it.
+        shuffle: likewise.
+        time_column: the card's.
+        time_window: likewise.
+    """
+    windows = order.one_window(source.rows_per_group)
+    if time_window:
+        windows = order.time_windows(source, time_column, time_window)
+    epoch, rows_per_lane = position.epoch, batch_size // position.lanes
+    plan = order.lane_plan(
+        windows, lanes=position.lanes, seed=seed, epoch=epoch, shuffle=shuffle
+    )
+    found = []
+    for example in examples:
+        lane, row = divmod(example, rows_per_lane)
+        row += position.rows_per_lane
+        for unit in plan[lane]:
+            # Padding goes round in the lane's last unit.
+            if row < unit.num_rows or unit is plan[lane][-1]:
+                break
+            row -= unit.num_rows
+        place = unit.start + row % unit.num_rows
+        if shuffle:
+            segments = _segments(windows, (unit.group,))[unit.group]
+            place = int(_shuffled(segments, seed, epoch)[place])
+        found.append((unit.group, place))
+    return found
 
 
 def _closing(iterator: Any) -> Generator[tuple[Any, Position], None, None]:
@@ -289,8 +336,7 @@ class _Epoch:
         """Reads and packs a row group, in a loader thread."""
         reading, rows = self._reading, None
         if reading.shuffle:
-            rng = np.random.default_rng([reading.seed, self._epoch, 1, group])
-            rows = order.shuffled_rows(self._segments[group], rng)
+            rows = _shuffled(self._segments[group], reading.seed, self._epoch)
         table = reading.source.read(group)
         where = reading.source.where(group)
         block = packing.encode(
@@ -338,6 +384,12 @@ def _pieces(units: list[order.Unit], row: int) -> deque[_Piece]:
         if end > row or i == len(units) - 1:
             pieces.append(_Piece(*unit, first_row, end))
     return pieces
+
+
+def _shuffled(segments: list[order.Unit], seed: int, epoch: int) -> np.ndarray:
+    """Returns the order [n] of a row group's rows in an epoch."""
+    rng = np.random.default_rng([seed, epoch, 1, segments[0].group])
+    return order.shuffled_rows(segments, rng)
 
 
 def _segments(

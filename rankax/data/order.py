@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rankax.data import records
 from rankax.data.errors import DataError
 from rankax.data.source import SplitSource
 
@@ -57,6 +58,7 @@ class Position:
         Raises:
             DataError: other keys, other types, negative numbers, another format.
         """
+        tree = records.mapping(tree, "input position")
         expected = {field.name: field.type for field in dataclasses.fields(cls)}
         wrong = [
             name

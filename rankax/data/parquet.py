@@ -9,6 +9,7 @@ for the bytes of these columns only.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent import futures
 import dataclasses
 import hashlib
@@ -34,13 +35,46 @@ FOOTER_THREADS = 16  # for a store, where each look takes a round trip
 FOOTER_BYTES = 2**19  # read at once from the end of a file; most footers are smaller
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A shard, or a row group of one, that a split does without.
+
+    Attributes:
+        file: name of the shard.
+        row_group: its number in the shard; -1 = the whole shard.
+        num_rows: what is lost; -1 = unknown, for the shard does not even tell that.
+        why: what is wrong with it.
+    """
+
+    file: str
+    row_group: int
+    num_rows: int
+    why: str
+
+    def __str__(self) -> str:
+        part = f" row group {self.row_group}" if self.row_group >= 0 else ""
+        rows = f", {self.num_rows:,} rows" if self.num_rows >= 0 else ""
+        return f"{self.file}{part}{rows} ({self.why})"
+
+
 class ParquetSplit:
     """A `rankax.data.source.SplitSource` over `<folder>/<split>/*.parquet`."""
 
     def __init__(
-        self, folder: str | os.PathLike[str] | Location, split: str, schema: Schema
+        self,
+        folder: str | os.PathLike[str] | Location,
+        split: str,
+        schema: Schema,
+        *,
+        left_out: Sequence[LeftOut] = (),
     ):
         """Reads the footers of all shards and compares them with the card.
+
+        Args:
+            folder: the dataset folder.
+            split: name of the split.
+            schema: fields and tasks in use.
+            left_out: what to do without (`rankax.data.quarantine`).
 
         Raises:
             DataError: no folder, no split, no rows, a shard that is not Parquet, that
@@ -49,7 +83,12 @@ class ParquetSplit:
         """
         card = schema.card
         self.name = f"{card.name}/{split}"
-        places = _shards(storage.locate(folder), split, card)
+        without = {(entry.file, entry.row_group) for entry in left_out}
+        places = [
+            place
+            for place in shards(folder, split, card)
+            if (place.name, -1) not in without
+        ]
         self._columns = list(packing.needed_columns(schema))
         self._time = card.time
         footers = _footers(places)
@@ -57,8 +96,8 @@ class ParquetSplit:
             place: footer.metadata
             for place, footer in zip(places, footers, strict=True)
         }
-        self._sizes_bytes = {
-            place: footer.file_size_bytes
+        self._files = {
+            place: (footer.size_bytes, footer.modified_nanoseconds)
             for place, footer in zip(places, footers, strict=True)
         }
         self._check_columns()
@@ -67,14 +106,15 @@ class ParquetSplit:
             (place, i)
             for place, metadata in self._metadata.items()
             for i in range(metadata.num_row_groups)
-            if metadata.row_group(i).num_rows
+            if metadata.row_group(i).num_rows and (place.name, i) not in without
         ]
         self.rows_per_group = np.array(
             [self._metadata[place].row_group(i).num_rows for place, i in self._groups],
             np.int64,
         )
-        self._check_rows(int(self.rows_per_group.sum()), split, card)
-        self.fingerprint = self._fingerprint(card, [f.digest for f in footers])
+        self._check_rows(int(self.rows_per_group.sum()), split, card, left_out)
+        digests = [footer.digest for footer in footers]
+        self.fingerprint = self._fingerprint(card, digests, sorted(without))
         self._verified: set[int] = set()  # row groups
         self._open = threading.local()  # ParquetFile is not safe to share
 
@@ -106,6 +146,10 @@ class ParquetSplit:
             return None
         return found.min_raw * unit, found.max_raw * unit
 
+    def place(self, group: int) -> tuple[Location, int]:
+        """Returns the file of a row group and its number there."""
+        return self._groups[group]
+
     def where(self, group: int) -> str:
         """Names a row group in messages: data set, split, file."""
         place, index = self._groups[group]
@@ -116,7 +160,7 @@ class ParquetSplit:
         # Checksums cost a quarter of the decoding, so they are looked at once.
         verify = group not in self._verified
         try:
-            self._check_size(place)
+            self._check_unchanged(place)
             # Parallelism belongs to the caller's threads: see `rankax.data.lanes`.
             table = self._file(place, verify=verify).read_row_group(
                 index, columns=columns, use_threads=False
@@ -131,13 +175,22 @@ class ParquetSplit:
             self._verified.add(group)
         return table
 
-    def _check_size(self, place: Location) -> None:
-        """Raises if a file has become shorter or longer since it was opened.
+    def _check_unchanged(self, place: Location) -> None:
+        """Raises if a file has been written since the split was opened.
 
-        Files are mapped into memory: reading past the end would end the process.
+        Files are mapped into memory: reading past the end would end the process, and
+        other examples in the same places would be taken for those of the plan.
         """
-        if place.is_local and place.local.stat().st_size != self._sizes_bytes[place]:
+        if not place.is_local:
+            return
+        found, (size_bytes, modified_nanoseconds) = (
+            place.local.stat(),
+            self._files[place],
+        )
+        if found.st_size != size_bytes:
             raise OSError("its size has changed since the split was opened")
+        if found.st_mtime_ns != modified_nanoseconds:
+            raise OSError("it has been written again since the split was opened")
 
     def _file(self, place: Location, *, verify: bool) -> pq.ParquetFile:
         """Returns this thread's handle of a shard; the latest few stay open."""
@@ -186,8 +239,14 @@ class ParquetSplit:
                         "schema"
                     )
 
-    def _check_rows(self, found: int, split: str, card: Card) -> None:
+    def _check_rows(
+        self, found: int, split: str, card: Card, left_out: Sequence[LeftOut]
+    ) -> None:
         expected = card.splits[split].num_rows
+        lost = [entry.num_rows for entry in left_out]
+        if found and -1 in lost and found < expected:
+            return
+        expected -= sum(lost)
         if not found:
             raise DataError(
                 f"{self.name}: the split is empty, {len(self._metadata)} shards hold "
@@ -196,17 +255,22 @@ class ParquetSplit:
         if found != expected:
             raise DataError(
                 f"{self.name}: {len(self._metadata)} shards hold {found} rows, "
-                f"{FILE_NAME} says {expected}; "
+                f"{FILE_NAME} says {expected}"
+                + (f" without the {sum(lost)} left out; " if lost else "; ")
                 + ("a shard is missing" if found < expected else "a shard is too many")
                 + ", restore the folder or convert the data set again"
             )
 
-    def _fingerprint(self, card: Card, digests: list[str]) -> str:
+    def _fingerprint(
+        self, card: Card, digests: list[str], without: list[tuple[str, int]]
+    ) -> str:
         names = [place.name for place in self._metadata]
         # How results are cut into slices is not part of the data.
         card = dataclasses.replace(card, slices=())
-        text = json.dumps([card.to_json(), self.name, names, digests])
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        parts = [card.to_json(), self.name, names, digests]
+        if without:
+            parts.append(without)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def _microseconds(column: pq.ColumnSchema) -> int:
@@ -225,7 +289,15 @@ def _microseconds(column: pq.ColumnSchema) -> int:
     return int(is_signed)
 
 
-def _shards(folder: Location, split: str, card: Card) -> list[Location]:
+def shards(
+    folder: str | os.PathLike[str] | Location, split: str, card: Card
+) -> list[Location]:
+    """Returns the shards of a split in their order.
+
+    Raises:
+        DataError: there is no such split, it holds none, or one outside the folder.
+    """
+    folder = storage.locate(folder)
     if split not in card.splits:
         raise DataError(
             f"data set {card.name!r} has no split {split!r}; "
@@ -242,10 +314,16 @@ def _shards(folder: Location, split: str, card: Card) -> list[Location]:
             f"{folder / split} holds no *.parquet file; restore the folder or convert "
             "the data set again"
         )
+    for place in places:
+        if place.leaves(folder):
+            raise DataError(
+                f"{place} is a link that leads out of the dataset folder {folder}; "
+                "copy what it leads to"
+            )
     return places
 
 
-class _Footer(NamedTuple):
+class Footer(NamedTuple):
     """What stands at the end of a shard.
 
     It tells sizes and the least and the largest values, and with shards of ours the
@@ -254,18 +332,25 @@ class _Footer(NamedTuple):
 
     metadata: pq.FileMetaData
     digest: str
-    file_size_bytes: int
+    size_bytes: int
+    modified_nanoseconds: int  # 0 on a store
 
 
-def _footers(places: list[Location]) -> list[_Footer]:
+def _footers(places: list[Location]) -> list[Footer]:
     if places[0].is_local:
-        return [_footer(place) for place in places]
+        return [footer(place) for place in places]
     with futures.ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        return list(pool.map(_footer, places))
+        return list(pool.map(footer, places))
 
 
-def _footer(place: Location) -> _Footer:
+def footer(place: Location) -> Footer:
+    """Reads the end of a shard.
+
+    Raises:
+        DataError: it is not a Parquet file, or cannot be reached.
+    """
     with storage.explained(place, "cannot be read"), place.open() as file:
+        modified_nanoseconds = place.local.stat().st_mtime_ns if place.is_local else 0
         size = file.size()
         end = file.read_at(min(size, FOOTER_BYTES), max(size - FOOTER_BYTES, 0))
         # Thrift metadata, its length in 4 bytes, "PAR1".
@@ -280,4 +365,5 @@ def _footer(place: Location) -> _Footer:
             "the data set again"
         ) from error
     # The bytes themselves: what another version of Arrow makes of them may differ.
-    return _Footer(metadata, hashlib.sha256(end[-length:]).hexdigest(), size)
+    digest = hashlib.sha256(end[-length:]).hexdigest()
+    return Footer(metadata, digest, size, modified_nanoseconds)

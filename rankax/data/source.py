@@ -1,5 +1,6 @@
 """Where examples come from: one protocol, and the choice by configuration class."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ from rankax.config.experiment import ParquetConfig, SourceConfig
 from rankax.config.synthetic import SyntheticConfig
 from rankax.data import card as cards
 from rankax.data import synthetic
-from rankax.data.parquet import ParquetSplit
+from rankax.data.parquet import LeftOut, ParquetSplit
 from rankax.data.schema import Schema
 
 
@@ -53,14 +54,26 @@ def load_card(config: SourceConfig) -> cards.Card:
     raise _unknown(config)
 
 
-def open_split(config: SourceConfig, split: str, schema: Schema) -> SplitSource:
+def open_split(
+    config: SourceConfig,
+    split: str,
+    schema: Schema,
+    *,
+    left_out: Sequence[LeftOut] = (),
+) -> SplitSource:
     """Opens one split for the columns that the schema needs.
+
+    Args:
+        config: where it is.
+        split: its name.
+        schema: fields and tasks in use.
+        left_out: shards and row groups of files to do without.
 
     Raises:
         DataError: the split is missing, empty, or differs from the card.
     """
     if isinstance(config, ParquetConfig):
-        return ParquetSplit(config.path, split, schema)
+        return ParquetSplit(config.path, split, schema, left_out=left_out)
     if isinstance(config, SyntheticConfig):
         return synthetic.SyntheticSplit(config, split, schema)
     raise _unknown(config)

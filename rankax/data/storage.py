@@ -30,12 +30,13 @@ _ADVICE = {
     "NO_SUCH_BUCKET|[Bb]ucket not found|bucket does not exist": (
         "the bucket does not exist; check its name and region, or make it"
     ),
-    "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED|TOKEN|PERMISSION_DENIED"
-    "|UNAUTHENTICATED|[Cc]redential|[Ff]orbidden": (
+    "ACCESS_DENIED|Access Denied|INVALID_ACCESS_KEY|Access Key|SIGNATURE|EXPIRED|TOKEN"
+    "|PERMISSION_DENIED|UNAUTHENTICATED|[Cc]redential|[Ff]orbidden": (
         "access is refused; for s3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
         "AWS_PROFILE, for gs GOOGLE_APPLICATION_CREDENTIALS, and check the rights"
     ),
-    "NETWORK_CONNECTION|UNAVAILABLE|DEADLINE_EXCEEDED|CURL|curl|[Tt]imed out": (
+    "NETWORK_CONNECTION|UNAVAILABLE|DEADLINE_EXCEEDED|CURL|curl|[Tt]imed out"
+    "|[Cc]annot connect|Could not connect|Connection was closed": (
         "the store cannot be reached; check the network and, for another S3 server "
         "than Amazon's, AWS_ENDPOINT_URL"
     ),
@@ -101,6 +102,13 @@ class Location:
             for info in self._entries()
             if info.type == fs.FileType.File and info.base_name.endswith(suffix)
         ]
+
+    def leaves(self, folder: "Location") -> bool:
+        """Tells whether a link leads it out of a folder; stores have no links."""
+        if not self.is_local:
+            return False
+        root = os.path.realpath(folder.path)
+        return not pathlib.Path(os.path.realpath(self.path)).is_relative_to(root)
 
     def open(self) -> pa.NativeFile:
         """Opens a file for reading at any place."""

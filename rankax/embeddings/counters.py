@@ -46,13 +46,15 @@ def count_ids(
         local_devices: devices of this process.
 
     Returns:
-        `looked_up` and `default` [devices, K], and `unique`: replicated stack ->
-        [devices, T].
+        `examples` [devices], `looked_up` and `default` [devices, K], and `unique`:
+        replicated stack -> [devices, T].
     """
+    examples = np.full(local_devices, len(ids) // local_devices, np.int32)
     if is_counted is not None and is_counted.all():
         is_counted = None
     if is_counted is not None:
         ids = np.where(is_counted[:, None], ids, -1)
+        examples = is_counted.reshape(local_devices, -1).sum(axis=1, dtype=np.int32)
     blocks = ids.reshape(local_devices, len(ids) // local_devices, ids.shape[1])
     default = np.zeros((local_devices, ids.shape[1]), np.int32)
     if plan.default_rows:
@@ -69,6 +71,7 @@ def count_ids(
         counts = [_count_by_table(stack, used) for used in is_used]
         unique[stack.name] = np.array(counts, np.int32)
     return {
+        "examples": examples,
         "looked_up": (blocks >= 0).sum(axis=1, dtype=np.int32),
         "default": default,
         "unique": unique,

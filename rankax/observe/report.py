@@ -7,13 +7,14 @@ It follows the reader's light or dark setting and prints on white.
 from collections.abc import Iterator, Mapping
 from html import escape
 import json
-import pathlib
 import string
 from typing import Any
 
+from etils import epath
+
 from rankax.config.base import Config
 from rankax.metrics.task_metrics import MEAN
-from rankax.observe import figures, slice_tables, table_counters
+from rankax.observe import figures, slice_tables, stores, table_counters
 from rankax.observe.console import clock
 from rankax.observe.writers import read_metrics
 
@@ -39,7 +40,7 @@ _TITLES = {
 }
 
 
-def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
+def write_report(workdir: epath.PathLike) -> epath.Path:
     """Writes `report.html` of a finished run and returns its path.
 
     Args:
@@ -48,13 +49,13 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     Raises:
         FileNotFoundError: the run has not finished.
     """
-    folder = pathlib.Path(workdir).resolve()
+    folder = stores.locate(workdir)
     config = _read(folder / "config.json")["config"]
     result = _read(folder / "result.json")
     lines = read_metrics(folder)
     page = _PAGE.substitute(
         style=_STYLE,
-        name=escape(folder.name),
+        name=escape(stores.name_of(folder)),
         facts=_facts(result),
         verdicts="".join(_verdict(task, result) for task in _tasks(result)),
         tiles="".join(_tiles(result)),
@@ -73,13 +74,13 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
         ),
     )
     path = folder / FILE_NAME
-    path.write_text(page)
+    stores.write_text(path, page)
     return path
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: epath.Path) -> dict[str, Any]:
     """Reads JSON; Python also writes NaN, which no metric here should come as."""
-    return json.loads(path.read_text(), parse_constant=lambda _: None)
+    return json.loads(stores.read_text(path), parse_constant=lambda _: None)
 
 
 # ---------------------------------------------------------------- summary

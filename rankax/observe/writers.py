@@ -2,16 +2,25 @@
 
 Each line of `metrics.jsonl` is one JSON object: step, split, epoch, then flat numbers.
 A number that is not finite is written as null, so that every line is valid JSON.
+A run folder on a store gets the files as a whole, when `send` is called.
 """
 
 from collections.abc import Mapping
 import json
 import math
 import os
-import pathlib
+import time
 from typing import Any
 
-import tensorboardX
+from etils import epath
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+
+# Made when the package is loaded, which the checker does not see.
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+
+from rankax.data.errors import DataError
+from rankax.observe import stores
 
 FILE_NAME = "metrics.jsonl"
 
@@ -20,7 +29,12 @@ class MetricsWriter:
     """Appends to a run's `metrics.jsonl` and, if asked, to its TensorBoard events."""
 
     def __init__(
-        self, workdir: str | pathlib.Path, *, tensorboard: bool, resume_step: int = 0
+        self,
+        workdir: epath.PathLike,
+        *,
+        tensorboard: bool,
+        resume_step: int = 0,
+        quiet: bool = False,
     ) -> None:
         """Opens the files; what an interrupted run wrote after its checkpoint goes.
 
@@ -30,11 +44,16 @@ class MetricsWriter:
             resume_step: step of the checkpoint that the run goes on from. Lines of
                 later steps, and the test split's, are dropped, because the run will
                 write them again; 0 = from the start, which drops all.
+            quiet: write nothing at all, as every process but the first should.
         """
-        folder = pathlib.Path(workdir)
-        path = folder / FILE_NAME
+        self._lines = self._events = self._outbox = None
+        if quiet:
+            return
+        folder = stores.locate(workdir)
+        self._outbox = stores.Outbox(folder)
+        path = self._outbox.path / FILE_NAME
         kept = []
-        if resume_step and path.exists():
+        if resume_step and stores.is_there(folder / FILE_NAME):
             kept = [
                 line
                 for line in read_metrics(folder)
@@ -45,14 +64,16 @@ class MetricsWriter:
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(draft, path)
         self._lines = path.open("a")
-        self._events = None
         if tensorboard:
             # The suffix keeps a quick restart from overwriting the file before it.
-            self._events = tensorboardX.SummaryWriter(
-                str(folder),
-                purge_step=resume_step + 1 if resume_step else 0,
-                filename_suffix=f".from{resume_step}",
+            # Not tensorboardX's SummaryWriter: its thread dies of a full disk, and the
+            # run would wait for it.
+            self._events = EventsWriter(
+                str(self._outbox.path / "events"), f".from{resume_step}"
             )
+            start = SessionLog(status=SessionLog.START)
+            first_step = resume_step + 1 if resume_step else 0
+            self._add_event(step=first_step, session_log=start)
 
     def write(
         self, *, step: int, split: str, epoch: float, values: Mapping[str, float]
@@ -65,6 +86,8 @@ class MetricsWriter:
             epoch: passes over the training split so far, with its fraction.
             values: name -> number; nan and infinity become null.
         """
+        if self._lines is None:
+            return
         numbers = {name: float(value) for name, value in values.items()}
         finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         line = {"step": int(step), "split": split, "epoch": float(epoch), **finite}
@@ -73,33 +96,58 @@ class MetricsWriter:
         if self._events is not None:
             for name, value in finite.items():
                 if value is not None:
-                    self._events.add_scalar(f"{split}/{name}", value, int(step))
+                    scalar = summary.scalar(f"{split}/{name}", value)
+                    self._add_event(step=int(step), summary=scalar)
             self._events.flush()
+
+    def _add_event(self, **values: Any) -> None:
+        assert self._events is not None
+        self._events.write_event(Event(wall_time=time.time(), **values))
+
+    def send(self) -> None:
+        """Brings a run folder on a store up to date; one on a disk is so already."""
+        if self._outbox is not None:
+            self._outbox.send()
 
     def close(self) -> None:
         """Closes the files."""
-        self._lines.close()
+        if self._lines is not None:
+            self._lines.close()
         if self._events is not None:
             self._events.close()
+        if self._outbox is not None:
+            self._outbox.send()
+            self._outbox.close()
 
 
-def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Returns the lines of a run's `metrics.jsonl`, without a torn last one.
 
     Raises:
         FileNotFoundError: the run wrote none.
-        ValueError: a line before the last is not JSON.
+        DataError: a line before the last is not one of ours.
     """
-    path = pathlib.Path(workdir) / FILE_NAME
-    texts = path.read_text().splitlines()
+    path = stores.locate(workdir) / FILE_NAME
+    try:
+        texts = stores.read_text(path).split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is damaged ({error}); remove it") from error
     lines = []
-    for number, text in enumerate(texts, start=1):
+    # After the last line end is nothing, or what a kill or a full disk left of a line.
+    for number, text in enumerate(texts[:-1], start=1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError as error:
-            if number == len(texts):
-                break  # the run was killed in the middle of this line
-            raise ValueError(
-                f"{path}, line {number} is not JSON: {text!r:.80}; remove the line"
-            ) from error
+            raise _wrong_line(path, number, "is not JSON", text) from error
+        if not (
+            isinstance(line, dict)
+            and type(line.get("step")) is int
+            and isinstance(line.get("split"), str)
+        ):
+            raise _wrong_line(path, number, "has no step and split", text)
+        lines.append(line)
     return lines
+
+
+def _wrong_line(path: epath.Path, number: int, what: str, text: str) -> DataError:
+    return DataError(f"{path}, line {number} {what}: {text!r:.80}; remove the line")

@@ -9,7 +9,7 @@ checkpoint. Whatever is damaged, by a flipped bit or a lost file, is seen when i
 read, on any number of devices.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import hashlib
@@ -19,6 +19,7 @@ import sys
 from typing import Any
 
 from absl import logging
+from etils import epath
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -29,7 +30,9 @@ from rankax.config.base import ConfigError
 from rankax.config.experiment import CheckpointConfig
 from rankax.data.errors import DataError
 from rankax.embeddings.placement import RowGroup, TablePlan
+from rankax.observe import stores
 from rankax.training import checksum
+from rankax.training.remote_checkpoints import RemoteCheckpoints
 from rankax.training.state import TrainState
 
 RECORD = "_CHECKPOINT_METADATA"  # Orbax's name
@@ -41,15 +44,26 @@ _OF_THE_MACHINE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 class Checkpoint:
     """One checkpoint in its folder, of this run or another; only read."""
 
-    def __init__(self, folder: pathlib.Path, *, advice: str):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        name: str,
+        advice: str,
+        fetch: Callable[[], None] | None = None,
+    ):
         """Opens nothing yet.
 
         Args:
-            folder: `checkpoints/<step>` of a run.
+            folder: where it is on this machine.
+            name: what to call it in messages.
             advice: what to do if it is damaged; ends the message.
+            fetch: brings its arrays to this machine.
         """
-        self.folder = folder
+        self.name = name
+        self._folder = folder
         self._advice = advice
+        self._fetch = fetch
 
     @functools.cached_property
     def contents(self) -> Mapping[str, Any]:
@@ -59,7 +73,7 @@ class Checkpoint:
             DataError: it is missing or damaged.
         """
         try:
-            tree = json.loads((self.folder / RECORD).read_bytes())["custom_metadata"]
+            tree = json.loads((self._folder / RECORD).read_bytes())["custom_metadata"]
             digest = tree.pop("digest")
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise self._damaged(
@@ -90,11 +104,13 @@ class Checkpoint:
                 sharding=NamedSharding(mesh, PartitionSpec()),
             ),
         }
+        if self._fetch is not None:
+            self._fetch()
         context = ocp.Context()
         context.pytree.loading.partial_load = len(abstract) < len(names)
         try:
             with context, _quietly():
-                path = str(self.folder.absolute())
+                path = str(self._folder.absolute())
                 loaded = ocp.load_checkpointables(path, {_STATE: wanted})[_STATE]
         except Exception as error:  # of any kind, as the damage is
             cause = _cause(error)
@@ -114,30 +130,34 @@ class Checkpoint:
         return loaded
 
     def _damaged(self, what: str) -> DataError:
-        return DataError(f"checkpoint {self.folder} is damaged: {what}. {self._advice}")
+        return DataError(f"checkpoint {self.name} is damaged: {what}. {self._advice}")
 
 
 class Checkpoints:
     """The checkpoints of one run, those that the configuration keeps."""
 
-    def __init__(self, folder: pathlib.Path, config: CheckpointConfig | None):
+    def __init__(self, folder: epath.PathLike, config: CheckpointConfig | None):
         """Opens the folder.
 
         Args:
-            folder: where the checkpoints are.
+            folder: where the checkpoints are, on a disk or a store.
             config: which of them to keep; the folder is created and leftovers of
                 killed saves are removed. None = only to read, nothing is changed.
 
         Raises:
             DataError: a checkpoint there is so damaged that none can be saved.
         """
-        self._folder = folder
+        self._folder = stores.locate(folder)
+        self._remote = None
+        if not stores.is_on_disk(self._folder):
+            self._remote = RemoteCheckpoints(self._folder)
+        self._path = self._remote.path if self._remote else pathlib.Path(self._folder)
         self._checkpointer = None
         self._best_steps: list[int] = []
         if config is None:
             return
         if self.latest_step is not None:
-            self._best_steps += self._at(self.latest_step).contents["best_steps"]
+            self._best_steps += self.at(self.latest_step).contents["best_steps"]
         policies = ocp.training.preservation_policies
         kept: list[Any] = [
             policies.LatestN(config.keep_last),
@@ -148,25 +168,26 @@ class Checkpoints:
         keep = policies.AnyPreservationPolicy(kept)
         try:
             self._checkpointer = ocp.training.Checkpointer(
-                str(folder.absolute()),
+                str(self._path.absolute()),
                 # Orbax's own classes do not match its protocol in the checker's eyes.
                 preservation_policy=keep,  # pyright: ignore[reportArgumentType]
                 cleanup_tmp_directories=True,
             )
         except (ValueError, OSError) as error:  # it has read all records
             for step in self.steps:
-                _ = self._at(step).contents
+                _ = self.at(step).contents
             raise DataError(
-                f"checkpoints {self.steps} in {folder} cannot be opened: {error}; the "
-                f"{RECORD} of one of them is damaged, move its folder away"
+                f"checkpoints {self.steps} in {self._folder} cannot be opened "
+                f"({error}): the {RECORD} of one of them is damaged, move its folder "
+                "away"
             ) from error
 
     @property
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending."""
-        if not self._folder.exists():
+        if not self._path.exists():
             return []
-        names = [path.name for path in self._folder.iterdir() if path.is_dir()]
+        names = [path.name for path in self._path.iterdir() if path.is_dir()]
         return sorted(int(name) for name in names if name.isdecimal())
 
     @property
@@ -211,14 +232,18 @@ class Checkpoints:
         }
         contents["digest"] = _digest(contents)
         if step in self.steps:
-            _replace_record(self._folder / str(step) / RECORD, contents)
+            _replace_record(self._path / str(step) / RECORD, contents)
+            if self._remote:
+                self._remote.put(f"{step}/{RECORD}")
             return
-        self._checkpointer.save_checkpointables_async(
+        response = self._checkpointer.save_checkpointables_async(
             step,
             {_STATE: {**arrays, _CHECKSUMS: checksum.of_arrays(arrays)}},
             custom_metadata=contents,
             force=True,
         )
+        if self._remote and response:
+            self._remote.publish(step, response.result)
 
     def record(self, step: int) -> dict[str, Any]:
         """Returns the record given to `save`, without loading any array.
@@ -226,11 +251,11 @@ class Checkpoints:
         Raises:
             DataError: the checkpoint is missing or damaged.
         """
-        return self._at(step).contents["record"]
+        return self.at(step).contents["record"]
 
     def origin(self, step: int) -> dict[str, Any]:
         """Returns the origin given to `save`; errors as for `record`."""
-        return self._at(step).contents["origin"]
+        return self.at(step).contents["origin"]
 
     def restore(
         self, abstract: TrainState, *, plan: TablePlan, step: int
@@ -242,11 +267,11 @@ class Checkpoints:
             DataError: the checkpoint is missing or damaged.
         """
         self.wait()
-        checkpoint, arrays = self._at(step), flatten(abstract)
+        checkpoint, arrays = self.at(step), flatten(abstract)
         _check_manifest(
             checkpoint.contents["manifest"],
             manifest_of(arrays, plan),
-            where=f"checkpoint {checkpoint.folder}",
+            where=f"checkpoint {checkpoint.name}",
         )
         loaded = checkpoint.load(arrays)
         return jax.tree.map_with_path(
@@ -256,27 +281,40 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the save in progress is complete."""
+        if self._remote:  # whose thread has the checkpointer until then
+            self._remote.wait()
         if self._checkpointer is not None:
             self._checkpointer.wait()
 
     def close(self) -> None:
         """Completes the save in progress and releases the folder."""
+        self.wait()
         if self._checkpointer is not None:
             self._checkpointer.close()
+        if self._remote:
+            self._remote.close()
 
-    def _at(self, step: int) -> Checkpoint:
-        """Returns a checkpoint with what to do where it cannot be used."""
+    def at(self, step: int, *, advice: str = "") -> Checkpoint:
+        """Returns a checkpoint, there or not.
+
+        Args:
+            step: its number.
+            advice: what to do if it is damaged; "" = what is right for a run whose own
+                it is.
+        """
         steps = self.steps
         older = [s for s in steps if s < step]
         newer = [str(s) for s in steps if s > step]
         next_one = f"from step {older[-1]:,}" if older else "from the start"
         # Later ones lead back to it: it is the best of the run.
         away = "that folder" + (f" and {', '.join(newer)} beside it" if newer else "")
-        advice = (
+        advice = advice or (
             f"Bring back a good copy, or move {away} away: the same command then goes "
             f"on {next_one}"
         )
-        return Checkpoint(self._folder / str(step), advice=advice)
+        fetch = functools.partial(self._remote.fetch, step) if self._remote else None
+        name = f"{self._folder}/{step}"
+        return Checkpoint(self._path / str(step), name=name, advice=advice, fetch=fetch)
 
 
 class _KeepBest:

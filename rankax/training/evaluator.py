@@ -3,9 +3,9 @@
 from collections import deque
 from collections.abc import Iterator, Mapping
 import dataclasses
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -17,12 +17,16 @@ from rankax.metrics import slices
 from rankax.metrics.slices import SliceMetrics
 from rankax.metrics.task_metrics import TaskMetrics, mean_over_tasks
 from rankax.observe.console import Console
+from rankax.parallel import processes
+from rankax.parallel.processes import Votes
+from rankax.training import interruption
 from rankax.training.interruption import StopRequest
 from rankax.training.predictions import PredictionWriter
 from rankax.training.state import TrainState
 from rankax.training.step import Steps
 
 _IN_FLIGHT = 2  # batches given to the devices ahead of the one being read back
+_SCORED = ("labels", "weight", "group", "true_probability", "slices")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +55,12 @@ def evaluate(
     *,
     console: Console,
     is_final: bool,
-    predictions: pathlib.Path | None = None,
+    predictions: epath.PathLike | None = None,
     stop: StopRequest | None = None,
 ) -> Evaluation:
     """Scores every example of the split once.
+
+    The first process makes the metrics, and all processes get them.
 
     Args:
         steps: compiled steps.
@@ -88,14 +94,21 @@ def evaluate(
         source, batch_size=batch_size, lanes=config.data.lanes
     )
     track = console.track(f"evaluate {source.name}", total=total)
-    writer = PredictionWriter(predictions, schema.tasks) if predictions else None
+    is_first = jax.process_index() == 0
+    writer = None
+    if predictions and is_first:
+        writer = PredictionWriter(predictions, schema.tasks)
+    votes = Votes(lag=_IN_FLIGHT)
     scored = _scores(steps, state, source, config, batch_size)
     total = None
     for number, (logits, counts, arrays) in enumerate(scored, 1):
-        if stop:
-            stop.raise_if_any(f"while it read {source.name}")
+        stopped_by = votes.cast(stop.number if stop else 0)
+        interruption.check(stopped_by, f"while it read {source.name}")
         steps.engine.check_rounds(counts)
         total = counters.accumulate(total, counts)
+        arrays = processes.gather({k: arrays[k] for k in _SCORED if k in arrays})
+        if not is_first:
+            continue
         for t, task in enumerate(schema.tasks):
             true = arrays.get("true_probability")
             metrics[task].update(
@@ -114,17 +127,21 @@ def evaluate(
     track.close()
     if writer:
         writer.close()
+    if not is_first:
+        return Evaluation(**processes.broadcast(None))
     values = {
         f"{task}/{name}": value
         for task in schema.tasks
         for name, value in metrics[task].result(interval=is_final).items()
     }
-    return Evaluation(
+    evaluation = Evaluation(
         metrics=values | mean_over_tasks(values, config.eval.metric, schema.tasks),
         calibration={task: metrics[task].calibration_table() for task in schema.tasks},
         slices=by_slice.result() if by_slice else {},
         tables=counters.summarize(steps.engine.plan, total) if total else {},
     )
+    processes.broadcast(dataclasses.asdict(evaluation))
+    return evaluation
 
 
 def tell_worst_slices(

@@ -29,7 +29,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         """Listens to nothing yet."""
-        self._number: int | None = None
+        self._number = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -46,25 +46,26 @@ class StopRequest:
             signal.signal(number, handler)
         self._before = {}
 
-    def __bool__(self) -> bool:
-        """Whether a signal has come."""
-        return self._number is not None
+    @property
+    def number(self) -> int:
+        """Of the signal that has come; 0 = none has."""
+        return self._number
 
     def _note(self, number: int, frame: Any) -> None:
         self._number = number
         self.__exit__()
 
-    def raise_if_any(self, what: str) -> None:
-        """Ends what is being done if a signal has come.
 
-        Args:
-            what: was interrupted, and what becomes of it.
+def check(number: int, what: str) -> None:
+    """Ends what is being done if a signal has come.
 
-        Raises:
-            Interrupted: it has.
-        """
-        if self._number is not None:
-            name = signal.Signals(self._number).name
-            raise Interrupted(
-                self._number, f"stopped by {name} {what}; the same command goes on"
-            )
+    Args:
+        number: of the signal; 0 = none.
+        what: was interrupted, and what becomes of it.
+
+    Raises:
+        Interrupted: it has.
+    """
+    if number:
+        name = signal.Signals(number).name
+        raise Interrupted(number, f"stopped by {name} {what}; the same command goes on")

@@ -6,15 +6,18 @@ integers, or 64-bit ids of its texts), where it names one. The order of the rows
 from the data set, `data.lanes` and the evaluation's batch size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
-import pathlib
+from typing import IO
 
+from etils import epath
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rankax.metrics import binary
+from rankax.observe import stores
 
 FILE_NAME = "predictions.parquet"
 HOW_TO_WRITE = (
@@ -29,10 +32,12 @@ class PredictionsError(ValueError):
 class PredictionWriter:
     """Streams the real examples of evaluated batches to Parquet."""
 
-    def __init__(self, path: pathlib.Path, tasks: Sequence[str]) -> None:
+    def __init__(self, path: epath.PathLike, tasks: Sequence[str]) -> None:
         """Writes nothing yet; the file appears when it is closed."""
-        self._path = path
-        self._draft = path.with_name(path.name + ".part")
+        path = stores.locate(path)
+        self._outbox = stores.Outbox(path.parent)
+        self._path = self._outbox.path / path.name
+        self._draft = self._path.with_name(path.name + ".part")
         self._tasks = tasks
         self._file: pq.ParquetWriter | None = None
 
@@ -59,6 +64,8 @@ class PredictionWriter:
         if self._file is not None:
             self._file.close()
             self._draft.replace(self._path)
+            self._outbox.send()
+        self._outbox.close()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +85,7 @@ class Predictions:
     group: np.ndarray | None
 
 
-def tasks_of(folder: pathlib.Path) -> tuple[str, ...]:
+def tasks_of(folder: epath.PathLike) -> tuple[str, ...]:
     """Returns the tasks that a run predicted.
 
     Raises:
@@ -88,7 +95,7 @@ def tasks_of(folder: pathlib.Path) -> tuple[str, ...]:
     return tuple(n.removesuffix("/label") for n in names if n.endswith("/label"))
 
 
-def read(folder: pathlib.Path, tasks: Sequence[str]) -> Predictions:
+def read(folder: epath.PathLike, tasks: Sequence[str]) -> Predictions:
     """Reads the predictions of a run for some of its tasks.
 
     Raises:
@@ -100,11 +107,12 @@ def read(folder: pathlib.Path, tasks: Sequence[str]) -> Predictions:
     missing = [name for name in names if name not in known]
     if missing:
         raise PredictionsError(
-            f"{folder / FILE_NAME} has no column {missing[0]!r}, only {known}; compare "
+            f"{folder}/{FILE_NAME} has no column {missing[0]!r}, only {known}; compare "
             "runs of the same tasks"
         )
     has_group = "group" in known
-    table = pq.read_table(folder / FILE_NAME, columns=names + ["group"] * has_group)
+    with _opened(folder) as file:
+        table = pq.read_table(file, columns=names + ["group"] * has_group)
     return Predictions(
         label={task: table[f"{task}/label"].to_numpy() for task in tasks},
         probability={task: table[f"{task}/probability"].to_numpy() for task in tasks},
@@ -113,10 +121,17 @@ def read(folder: pathlib.Path, tasks: Sequence[str]) -> Predictions:
     )
 
 
-def _columns(folder: pathlib.Path) -> list[str]:
-    path = folder / FILE_NAME
+def _columns(folder: epath.PathLike) -> list[str]:
+    with _opened(folder) as file:
+        return pq.read_schema(file).names
+
+
+@contextlib.contextmanager
+def _opened(folder: epath.PathLike) -> Iterator[IO[bytes]]:
+    path = stores.locate(folder) / FILE_NAME
     try:
-        return pq.read_schema(path).names
+        with stores.explained(path, "cannot be read"), path.open("rb") as file:
+            yield file
     except (OSError, pa.ArrowInvalid) as error:
         raise PredictionsError(
             f"{path} cannot be read ({error}); write it again {HOW_TO_WRITE}"
@@ -124,9 +139,9 @@ def _columns(folder: pathlib.Path) -> list[str]:
 
 
 def check_aligned(
-    left_folder: pathlib.Path,
+    left_folder: epath.PathLike,
     left: Predictions,
-    right_folder: pathlib.Path,
+    right_folder: epath.PathLike,
     right: Predictions,
 ) -> None:
     """Checks that two runs predicted the same examples in the same order.

@@ -8,9 +8,9 @@ hundred bytes an example where that is more; it does not grow with the number of
 from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
-import pathlib
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from rankax.metrics import bootstrap, task_metrics
@@ -36,7 +36,7 @@ class Resampled:
 
 
 def resample(
-    folders: Sequence[pathlib.Path],
+    folders: Sequence[epath.PathLike],
     results: Sequence[Mapping[str, Any]],
     metrics: Sequence[str],
     *,
@@ -123,7 +123,7 @@ def _tasks(metric: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _statistic(
-    folder: pathlib.Path,
+    folder: epath.PathLike,
     own: Predictions,
     result: Mapping[str, Any],
     task: str,

@@ -1,19 +1,29 @@
 """What training and evaluation both start from: data, devices, compiled steps."""
 
+from collections.abc import Callable, Generator
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 
 from rankax.config.base import ConfigError, suggest
-from rankax.config.experiment import ExperimentConfig
-from rankax.data import lanes
+from rankax.config.experiment import ExperimentConfig, ParquetConfig
+from rankax.data import lanes, quarantine, records
 from rankax.data import source as sources
+from rankax.data.blocks import Arrays
+from rankax.data.order import Position
+from rankax.data.parquet import LeftOut
 from rankax.data.schema import Schema
 from rankax.data.source import SplitSource
 from rankax.metrics.task_metrics import MEAN, higher_is_better
+from rankax.observe import stores
+from rankax.observe.console import Console
 from rankax.parallel import mesh as meshes
+from rankax.training import run_folder
 from rankax.training.step import Steps
+
+SPLITS = ("train", "valid", "test")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +37,8 @@ class Setup:
         selection_metric: "<task>/<metric>", or "mean/<metric>" over the tasks, that
             chooses the best checkpoint.
         is_higher_better: its direction.
+        left_out: split -> shards and row groups that could not be read, with
+            `data.quarantine`.
     """
 
     schema: Schema
@@ -34,27 +46,80 @@ class Setup:
     steps: Steps
     selection_metric: str
     is_higher_better: bool
+    left_out: dict[str, tuple[LeftOut, ...]]
+
+    def batches_per_epoch(self, config: ExperimentConfig) -> int:
+        """Returns the steps of one pass over the training split."""
+        return lanes.num_batches_per_epoch(
+            self.splits["train"],
+            batch_size=config.train.batch_size,
+            lanes=config.data.lanes,
+        )
+
+    def num_steps(self, config: ExperimentConfig) -> int:
+        """Returns the steps of the whole run."""
+        train = config.train
+        return train.num_steps or train.num_epochs * self.batches_per_epoch(config)
+
+    def training_batches(
+        self,
+        config: ExperimentConfig,
+        position: Position | None,
+        *,
+        map_batch: Callable[[Arrays], Any],
+    ) -> Generator[tuple[Any, Position], None, None]:
+        """Reads this process's share of the training batches from a position on."""
+        shard = self.steps.input_shard(config.train.batch_size)
+        return lanes.read_batches(
+            self.splits["train"],
+            self.schema,
+            batch_size=config.train.batch_size,
+            lanes=config.data.lanes,
+            seed=config.train.seed,
+            shuffle=config.data.shuffle,
+            num_epochs=None,
+            time_window=config.data.time_window,
+            position=position,
+            shard_index=shard.index,
+            shard_count=shard.count,
+            num_threads=config.data.num_threads,
+            map_batch=map_batch,
+            prefetch_batches=config.data.prefetch_batches,
+        )
 
     @property
     def dataset_fingerprint(self) -> str:
         """Of the examples of all three splits."""
-        names = "train", "valid", "test"
-        return "-".join(self.splits[name].fingerprint for name in names)
+        return "-".join(self.splits[name].fingerprint for name in SPLITS)
+
+    @property
+    def quarantined(self) -> dict[str, list[dict[str, Any]]]:
+        """By split what is left out, as JSON values; {} without `data.quarantine`."""
+        return {
+            name: [dataclasses.asdict(entry) for entry in own]
+            for name, own in self.left_out.items()
+        }
+
+    @property
+    def num_rows_left_out(self) -> int:
+        """Rows that the splits lack, of those that the card states."""
+        stated = sum(self.schema.card.splits[name].num_rows for name in self.left_out)
+        read = sum(int(self.splits[n].rows_per_group.sum()) for n in self.left_out)
+        return stated - read
 
 
-def set_up(config: ExperimentConfig) -> Setup:
+def set_up(config: ExperimentConfig, workdir: str = "") -> Setup:
     """Checks everything that can be checked before the first step.
+
+    Args:
+        config: the run.
+        workdir: its run folder, whose quarantine is kept to if it has one.
 
     Raises:
         ConfigError: options that do not fit each other, the data or the devices.
         DataError: a data set that cannot be used.
     """
     config.validate()
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"{jax.process_count()} processes: this version trains in one process on "
-            "all its devices"
-        )
     mesh = meshes.make_mesh(data=config.mesh.data, model=config.mesh.model)
     for name, size in (
         ("train.batch_size", config.train.batch_size),
@@ -94,9 +159,12 @@ def set_up(config: ExperimentConfig) -> Setup:
                 f"{option} = {value!r} needs a group column, and the card of "
                 f"{card.name!r} names none"
             )
+    left_out = _left_out(config, schema, workdir) if config.data.quarantine else {}
     splits = {
-        name: sources.open_split(config.data.source, name, schema)
-        for name in ("train", "valid", "test")
+        name: sources.open_split(
+            config.data.source, name, schema, left_out=left_out.get(name, ())
+        )
+        for name in SPLITS
     }
 
     def read_sample() -> np.ndarray:
@@ -108,7 +176,42 @@ def set_up(config: ExperimentConfig) -> Setup:
         steps=Steps(config, schema, mesh, read_sample=read_sample),
         selection_metric=metric,
         is_higher_better=is_higher_better,
+        left_out=left_out,
     )
+
+
+def _left_out(
+    config: ExperimentConfig, schema: Schema, workdir: str
+) -> dict[str, tuple[LeftOut, ...]]:
+    """Returns by split what the run folder says, or at the start what is found."""
+    path = stores.locate(workdir) / run_folder.QUARANTINE
+    if workdir and stores.is_there(path):
+        tree = run_folder.read_json(path)
+        return {
+            name: tuple(
+                records.build(LeftOut, entry, str(path))
+                for entry in records.entries(tree.get(name), f"{path}: {name}")
+            )
+            for name in SPLITS
+        }
+    assert isinstance(config.data.source, ParquetConfig)  # `validate` has seen to it
+    found = {}
+    with Console(quiet=jax.process_index() > 0) as console:
+        for name in SPLITS:
+            title = f"verify {name}"
+            found[name] = quarantine.find(
+                config.data.source.path,
+                name,
+                schema,
+                share=config.data.quarantine,
+                num_threads=config.data.num_threads,
+                follow=lambda total, title=title: (
+                    console.track(title, total=total).update
+                ),
+            )
+            for entry in found[name]:
+                console.message(f"quarantined {name}/{entry}")
+    return found
 
 
 def _first_batch(

@@ -126,8 +126,11 @@ class Steps:
         self.num_dense_parameters = sum(x.size for x in jax.tree.leaves(params))
         self._network_shardings = rules.shardings(params, mesh)
         self._train = jax.jit(self._train_step, donate_argnums=0)
+        self._inspect = jax.jit(self._inspect_step)
         self._evaluate = jax.jit(self._logits)
-        self._never_updated = jax.jit(self.engine.never_updated)
+        self._never_updated = jax.jit(
+            lambda tables: self._for_all(self.engine.never_updated(tables))
+        )
 
     # ------------------------------------------------------------ state
 
@@ -239,8 +242,31 @@ class Steps:
     def evaluate(
         self, state: TrainState, batch: DeviceBatch
     ) -> tuple[jax.Array, Counts]:
-        """Returns logits [B, T] in evaluation mode, and counts as `train` does."""
+        """Returns logits [B, T] in evaluation mode, and counts as `train` does.
+
+        Every process gets those of the whole batch.
+        """
         return self._evaluate(state.params, state.rest, state.tables, batch)
+
+    def inspect(
+        self, state: TrainState, batch: DeviceBatch
+    ) -> tuple[dict[str, int], float, np.ndarray]:
+        """Looks at the step that `train` would take, and leaves the state as it is.
+
+        Returns:
+            How many numbers of "loss", "logits/<task>", "gradient/...",
+            "row_gradient/..." and of what they come from ("params/...", "rows/...")
+            are not finite, where any are; the loss; and which examples [B] have such a
+            logit.
+        """
+        counts, loss, is_bad = jax.device_get(self._inspect(state, batch))
+        named = jax.tree.leaves_with_path(counts)
+        found = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): int(count)
+            for path, count in named
+            if count
+        }
+        return found, float(loss), is_bad
 
     def never_updated(self, state: TrainState) -> dict[str, int]:
         """Counts rows that no step has touched: "<role>/<table>" -> rows.
@@ -259,40 +285,10 @@ class Steps:
         self, state: TrainState, batch: DeviceBatch, factor: jax.Array
     ) -> tuple[TrainState, Metrics, Counts]:
         requests = self.engine.request(batch["routes"])
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-
-        def loss_fn(params, rows):
-            model = nnx.merge(self._graph, params[NETWORK], state.rest, copy=True)
-            model.train()
-            embedded = self.engine.embed(params[TABLES], rows, requests)
-            with rules.ambient(self.mesh):
-                outputs = model.outputs(
-                    embedded, **_inputs(batch), rngs=nnx.Rngs(dropout=key)
-                )
-
-            def task_loss(logits: jax.Array) -> jax.Array:
-                losses = binary_log_loss(logits, batch["labels"], batch["weight"])
-                return jnp.sum(losses * self._task_weights)
-
-            loss = task_loss(outputs.logits)
-            metrics = {**outputs.metrics, "loss": loss}
-            added = [
-                model.auxiliary_weight * task_loss(logits)
-                for logits in outputs.auxiliary_logits
-            ]
-            if outputs.penalty is not None:
-                added.append(outputs.penalty)
-            if added:
-                metrics["added_loss"] = jnp.sum(jnp.stack(added))
-                loss += metrics["added_loss"]
-            rest = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
-            return loss, (rest, metrics)
-
         rows = self.engine.lookup(state.tables, requests)
-        (loss, (rest, metrics)), (gradient, row_gradient) = jax.value_and_grad(
-            loss_fn, argnums=(0, 1), has_aux=True
-        )(state.params, rows)
-
+        (loss, (rest, metrics, _)), (gradient, row_gradient) = self._differentiate(
+            state, batch, requests, rows
+        )
         is_good = _all_finite((loss, gradient, row_gradient))
         is_good &= self.engine.fits(requests)
         enabled = is_good & (state.first_bad_step < 0)
@@ -328,7 +324,62 @@ class Steps:
             rng=state.rng,
             first_bad_step=jnp.where(is_first_bad, state.step, state.first_bad_step),
         )
-        return new_state, metrics, counters.sum_over_devices(requests)
+        told = self._for_all((metrics, counters.sum_over_devices(requests)))
+        return new_state, *told
+
+    def _differentiate(self, state: TrainState, batch: DeviceBatch, requests, rows):
+        """Returns (loss, (rest, metrics, logits)), (gradient, row gradient)."""
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+
+        def loss_fn(params, rows):
+            model = nnx.merge(self._graph, params[NETWORK], state.rest, copy=True)
+            model.train()
+            embedded = self.engine.embed(params[TABLES], rows, requests)
+            with rules.ambient(self.mesh):
+                outputs = model.outputs(
+                    embedded, **_inputs(batch), rngs=nnx.Rngs(dropout=key)
+                )
+
+            def task_loss(logits: jax.Array) -> jax.Array:
+                losses = binary_log_loss(logits, batch["labels"], batch["weight"])
+                return jnp.sum(losses * self._task_weights)
+
+            loss = task_loss(outputs.logits)
+            metrics = {**outputs.metrics, "loss": loss}
+            added = [
+                model.auxiliary_weight * task_loss(logits)
+                for logits in outputs.auxiliary_logits
+            ]
+            if outputs.penalty is not None:
+                added.append(outputs.penalty)
+            if added:
+                metrics["added_loss"] = jnp.sum(jnp.stack(added))
+                loss += metrics["added_loss"]
+            rest = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+            return loss, (rest, metrics, outputs.logits)
+
+        return jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)(
+            state.params, rows
+        )
+
+    def _inspect_step(
+        self, state: TrainState, batch: DeviceBatch
+    ) -> tuple[dict[str, Any], jax.Array, jax.Array]:
+        requests = self.engine.request(batch["routes"])
+        rows = self.engine.lookup(state.tables, requests)
+        (loss, (_, _, logits)), (gradient, row_gradient) = self._differentiate(
+            state, batch, requests, rows
+        )
+        looked_at = {
+            "loss": loss,
+            "logits": dict(zip(self.schema.tasks, logits.T, strict=True)),
+            "gradient": gradient,
+            "row_gradient": row_gradient,
+            "params": state.params,
+            "rows": rows,
+        }
+        counts = jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x)), looked_at)
+        return counts, loss, ~jnp.isfinite(logits).all(axis=1)
 
     def _logits(self, params, rest, tables, batch) -> tuple[jax.Array, Counts]:
         model = nnx.merge(self._graph, params[NETWORK], rest, copy=True)
@@ -338,7 +389,14 @@ class Steps:
         embedded = self.engine.embed(params[TABLES], rows, requests)
         with rules.ambient(self.mesh):
             logits = model(embedded, **_inputs(batch))
-        return logits, counters.sum_over_devices(requests)
+        return self._for_all((logits, counters.sum_over_devices(requests)))
+
+    def _for_all(self, tree: Any) -> Any:
+        """Makes every process able to read the arrays."""
+        everywhere = meshes.replicated(self.mesh)
+        return jax.lax.with_sharding_constraint(
+            tree, jax.tree.map(lambda _: everywhere, tree)
+        )
 
 
 def _inputs(batch: DeviceBatch) -> dict[str, Any]:

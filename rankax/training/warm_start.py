@@ -16,27 +16,46 @@ its dense arrays), split over the devices where their number divides its `num_sh
 """
 
 from collections.abc import Mapping
+import contextlib
 import fnmatch
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from rankax.config.base import ConfigError, suggest
-from rankax.config.experiment import CheckpointConfig
+from rankax.config.experiment import CheckpointConfig, ExperimentConfig
 from rankax.embeddings import remap
 from rankax.embeddings.placement import RowGroup, TablePlan
 from rankax.embeddings.remap import Placement, TableMove
+from rankax.observe import stores
 from rankax.parallel.mesh import ALL_DEVICES
 from rankax.training import checkpoint as checkpoints
 from rankax.training import entries, run_folder
+from rankax.training import origin as origins
 from rankax.training.checkpoint import Checkpoint, Checkpoints
 from rankax.training.entries import Line, Side
+from rankax.training.setup import Setup
 from rankax.training.state import TrainState
 
 FILE_NAME = "init_from.txt"
+
+
+def initial_state(config: ExperimentConfig, setup: Setup) -> tuple[TrainState, str]:
+    """Returns the state that a run begins with, and what it says of `init_from`.
+
+    That is a line for each entry, kept, resized, fresh or dropped; "" without.
+
+    Raises:
+        ConfigError, DataError: see `start`.
+    """
+    state, plan = setup.steps.init_state(), setup.steps.engine.plan
+    if not config.checkpoint.init_from:
+        return state, ""
+    origin = origins.of_run(config, setup)
+    return start(state, plan=plan, origin=origin, config=config.checkpoint)
 
 
 def start(
@@ -55,52 +74,55 @@ def start(
         config: `init_from` is set.
 
     Returns:
-        The new state, and a line for each entry: kept, resized, fresh or dropped.
+        The new state, and what became of each entry.
 
     Raises:
         ConfigError: no such checkpoint, a pattern or a name that fits nothing, or
             differences that no pattern asks to bridge.
         DataError: the checkpoint is damaged.
     """
-    source = find(config.init_from)
-    arrays = checkpoints.flatten(state)
-    new = entries.side_of(checkpoints.manifest_of(arrays, plan), origin)
-    old = entries.side_of(source.contents["manifest"], source.contents["origin"])
-    renamed = entries.renamed_tables(config.init_rename, new, old)
-    lines = entries.compare(new, old, renamed, config.init_patterns)
-    _check(lines, config)
-    taken = {line.entry for line in lines if line.kind in ("kept", "resized")}
-    _take_dense(arrays, source, new, old, taken)
-    _take_tables(arrays, source, new, old, renamed, taken)
+    folder, step = _locate(config.init_from)
+    with contextlib.closing(Checkpoints(folder, None)) as saved:
+        source = _choose(saved, step, config.init_from)
+        arrays = checkpoints.flatten(state)
+        new = entries.side_of(checkpoints.manifest_of(arrays, plan), origin)
+        old = entries.side_of(source.contents["manifest"], source.contents["origin"])
+        renamed = entries.renamed_tables(config.init_rename, new, old)
+        lines = entries.compare(new, old, renamed, config.init_patterns)
+        _check(lines, config)
+        taken = {line.entry for line in lines if line.kind in ("kept", "resized")}
+        _take_dense(arrays, source, new, old, taken)
+        _take_tables(arrays, source, new, old, renamed, taken)
     state = jax.tree.map_with_path(
         lambda path, x: arrays[checkpoints.name_of(path)] if x.size else x, state
     )
-    title = f"started from {source.folder}"
+    title = f"started from {source.name}"
     return state, "\n".join([title, *(f"  {line}" for line in lines)])
 
 
-def find(init_from: str) -> Checkpoint:
-    """Returns the checkpoint of a folder: itself, or the best, or newest, of its run.
+def _locate(init_from: str) -> tuple[epath.Path, int | None]:
+    """Returns the folder of a run's checkpoints, and the step that is named."""
+    folder = stores.locate(init_from)
+    if folder.parent.name == run_folder.CHECKPOINTS and folder.name.isdecimal():
+        return folder.parent, int(folder.name)
+    return folder / run_folder.CHECKPOINTS, None
 
-    Raises:
-        ConfigError: there is none.
-    """
-    folder = pathlib.Path(init_from)
+
+def _choose(saved: Checkpoints, step: int | None, init_from: str) -> Checkpoint:
+    """Returns the checkpoint of a step, or the best one, or the newest."""
     advice = (
         "Name another checkpoint in checkpoint.init_from, or bring back a good copy"
     )
-    if folder.parent.name == run_folder.CHECKPOINTS and folder.is_dir():
-        return Checkpoint(folder, advice=advice)
-    saved = folder / run_folder.CHECKPOINTS
-    latest = Checkpoints(saved, None).latest_step
-    if latest is None:
+    latest = saved.latest_step
+    if latest is None or step not in (None, *saved.steps):
         raise ConfigError(
             f"checkpoint.init_from = {init_from!r} holds no checkpoint; name a run "
             f"folder or one of its {run_folder.CHECKPOINTS}/<step>"
         )
-    newest = Checkpoint(saved / str(latest), advice=advice)
-    best = newest.contents["best_steps"][-1:] or [latest]
-    return Checkpoint(saved / str(best[0]), advice=advice)
+    if step is not None:
+        return saved.at(step, advice=advice)
+    best_steps = saved.at(latest, advice=advice).contents["best_steps"]
+    return saved.at([latest, *best_steps][-1], advice=advice)
 
 
 def _check(lines: list[Line], config: CheckpointConfig) -> None:

@@ -390,3 +390,39 @@ def test_batches_share_no_memory():
         for array in batch.values():
             array[:] = -7
     assert rows_of(seen) == expected
+
+
+class Timed(Numbered):
+    """Rows that come at the time of their number, one a unit."""
+
+    def read(self, group: int) -> pa.Table:
+        table = super().read(group)
+        return table.append_column("time", table["row"])
+
+    def times(self, group: int) -> np.ndarray:
+        return self.read(group)["time"].to_numpy()
+
+    def time_range(self, group: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("time_window", [0, 6])
+def test_examples_of_a_batch_are_found_in_the_split(shuffle, time_window):
+    source = Timed(np.array([5, 7, 4, 6, 8, 3, 3, 5]))  # 41 rows: lanes of 11 and 10
+    options = dict(batch_size=12, seed=3, shuffle=shuffle, time_window=time_window)
+    schema = Schema.select(dataclasses.replace(CARD, time="time"))
+    position = lanes.start_position(
+        source, lanes=4, seed=3, shuffle=shuffle, time_window=time_window
+    )
+    starts = np.cumsum([0, *source.rows_per_group])
+    batches = lanes.read_batches(source, schema, lanes=4, num_epochs=2, **options)
+    num_padded = 0
+    for batch, after in batches:
+        found = lanes.examples_at(
+            source, position, range(12), time_column="time", **options
+        )
+        assert batch["ids"][:, 0].tolist() == [starts[g] + row for g, row in found]
+        num_padded += int((batch["weight"] == 0).sum())
+        position = after
+    assert num_padded == 2 * (48 - 41)

@@ -3,9 +3,7 @@ import pickle
 import shutil
 import tempfile
 
-import boto3
 from moto.core import set_initial_no_auth_action_count
-from moto.server import ThreadedMotoServer
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -199,6 +197,12 @@ def test_upload_that_fails_leaves_no_file(memory, monkeypatch):
             "message of PerformWork() - CURL error [6]=Could not resolve hostname",
             "cannot be reached",
         ),
+        # as fsspec's clients do
+        ("The specified bucket does not exist", "the bucket does not exist"),
+        ("Access Denied", "set AWS_ACCESS_KEY_ID"),
+        ("The AWS Access Key Id you provided does not exist", "set AWS_ACCESS_KEY_ID"),
+        ("Unable to locate credentials", "set AWS_ACCESS_KEY_ID"),
+        ('Could not connect to the endpoint URL: "http://s3/b"', "cannot be reached"),
         ("[Errno 13] Permission denied: '/locked/a'", "check the path and the rights"),
         ("[Errno 28] No space left on device", "free space"),
     ],
@@ -286,27 +290,6 @@ def test_folder_in_a_store_is_replaced_only_when_asked_and_only_a_dataset(memory
 # ---------------------------------------------------------------- S3
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture
-def s3(server, monkeypatch):
-    """Made-up credentials, and a client that looks behind the reader's back."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="bucket")
-    return client
-
-
 @pytest.fixture
 def remote(s3, local):
     """The local folder, copied by other means."""
@@ -359,9 +342,9 @@ def test_objects_in_s3_are_the_files_on_the_disk(s3, local):
     assert body.read() == (local / "train/00002.parquet").read_bytes()
 
 
-def test_server_named_in_the_uri(s3, server, remote, local, monkeypatch):
+def test_server_named_in_the_uri(s3, s3_server, remote, local, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    host = server.removeprefix("http://")
+    host = s3_server.removeprefix("http://")
     uri = f"{remote}?endpoint_override={host}&scheme=http&region=us-east-1"
     assert opened(uri).fingerprint == opened(local).fingerprint
 

@@ -82,7 +82,9 @@ def test_line_torn_by_a_kill_is_forgotten(tmp_path):
 
 
 def test_damage_before_the_last_line_is_an_error(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "split": "train"}\n{"st\n{"step": 3}\n'
+    )
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 2 is not JSON"):
         read_metrics(tmp_path)
 

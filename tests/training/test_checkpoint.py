@@ -130,6 +130,7 @@ def test_flipped_bits_of_arrays_are_told_by_name_with_what_to_do(saved, tmp_path
         restore(steps, folder, 20)
 
 
+@pytest.mark.slow  # a process of its own; tests/faults has others
 def test_a_killed_save_is_ignored_and_cleaned_up(saved, tmp_path):
     steps, _, _ = saved
     script = f"""

@@ -14,12 +14,12 @@ def step(*, is_ready):
 
 def test_a_wait_counts_only_if_no_step_was_running_at_its_end():
     window = _Window()
-    window.add(step(is_ready=True), {}, 64)  # ends the compilation; time starts
+    window.add(step(is_ready=True), {}, start={})  # ends the compilation; time starts
     window.waited(1.0)
     assert window.wait_seconds == 1
-    window.add(step(is_ready=False), {}, 64)
+    window.add(step(is_ready=False), {}, start={})
     window.waited(2.0)
     assert window.wait_seconds == 1
-    window.add(step(is_ready=True), {}, 64)
+    window.add(step(is_ready=True), {}, start={})
     window.waited(4.0)
     assert window.wait_seconds == 5

@@ -412,8 +412,9 @@ class CheckpointConfig(RangedConfig):
         init_patterns: which entries to take, such as "tables/embedding/user" or
             "network/backbone/*"; * stands for anything, "/" too. What does not fit is
             left as initialised, tables of another size are taken as far as they go,
-            and the console says what became of each. Empty = all of them, and any
-            difference is an error.
+            and the console says what became of each. Weights of the network are taken
+            by name and shape: leave layers out whose inputs have changed places.
+            Empty = all of them, and any difference is an error.
         init_rename: tables that have another name there, "new_name=old_name".
     """
 

@@ -172,6 +172,7 @@ class Checkpoints:
                 # Orbax's own classes do not match its protocol in the checker's eyes.
                 preservation_policy=keep,  # pyright: ignore[reportArgumentType]
                 cleanup_tmp_directories=True,
+                context=_context(),
             )
         except (ValueError, OSError) as error:  # it has read all records
             for step in self.steps:
@@ -315,6 +316,17 @@ class Checkpoints:
         fetch = functools.partial(self._remote.fetch, step) if self._remote else None
         name = f"{self._folder}/{step}"
         return Checkpoint(self._path / str(step), name=name, advice=advice, fetch=fetch)
+
+
+def _context() -> ocp.Context:
+    """How arrays are written: plainly.
+
+    Trained rows hardly compress, and zstd would take four times as long and the memory
+    of another copy of the state.
+    """
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    return context
 
 
 class _KeepBest:

@@ -115,6 +115,7 @@ def assert_close(folder, expected_folder):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), a, b)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_end_as_one(tmp_path):
     with Together(tmp_path) as run:
         run.wait_for(tmp_path / "run/checkpoints/10")

@@ -55,7 +55,7 @@ def replaced(shard):
     [
         (truncated, "its size has changed since", "is not a readable Parquet file"),
         (removed, "No such file", r"120 rows, .* says 160; a shard is missing"),
-        (replaced, "it has been written again since", "belongs to the order"),
+        (replaced, "it has been written again since", "has changed since checkpoint"),
     ],
 )
 def test_a_shard_damaged_on_the_way_ends_the_run_which_goes_on_once_it_is_restored(

@@ -170,6 +170,7 @@ def command_of(tmp_path, **train_options):
     ]
 
 
+@pytest.mark.slow
 def test_a_signalled_and_a_killed_process_continue_to_the_same_result(tmp_path):
     whole = train(make_config(num_epochs=0, num_steps=60), str(tmp_path / "whole"))
     command = command_of(tmp_path, num_steps=60)

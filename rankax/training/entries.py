@@ -208,7 +208,7 @@ def _compare_table(
         )
     arrays, others = new.rows[table["stack"]], old.rows[other["stack"]]
     dtype, old_dtype = (
-        side.arrays[whats[_ROWS]][0] for side, whats in ((new, arrays), (old, others))
+        side.arrays[names[_ROWS]][0] for side, names in ((new, arrays), (old, others))
     )
     if dtype != old_dtype:
         misfits.append(f"rows of {old_dtype} become {dtype}")

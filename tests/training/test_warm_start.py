@@ -44,8 +44,8 @@ def start(folder, steps, patterns=(), renames=()):
 def logical(steps, state):
     """Table -> what -> its numbers, row by row, from wherever they are kept."""
     plan, result = steps.engine.plan, {}
-    whats = {what for group in state.tables.values() for what in group}
-    for what in whats:
+    kinds = {what for group in state.tables.values() for what in group}
+    for what in kinds:
         tables = jax.tree.map(np.asarray, state.tables)
         for (_, name), rows in oracle.read_tables(plan, tables, part=what).items():
             result.setdefault(name, {})[what] = rows

@@ -17,6 +17,7 @@ import json
 import pathlib
 import sys
 from typing import Any
+import warnings
 
 from absl import logging
 from etils import epath
@@ -347,7 +348,8 @@ def _quietly() -> Iterator[None]:
     """Lets our error be all that is told where Orbax cannot read.
 
     It logs pages, and reads that are under way when one fails find their event loop
-    closed, which Python would print for each of them, at any later time.
+    closed or are never waited for, which Python would print for each of them, at any
+    later time.
     """
     verbosity, hook = logging.get_verbosity(), sys.unraisablehook
 
@@ -359,6 +361,10 @@ def _quietly() -> Iterator[None]:
     logging.set_verbosity(logging.FATAL)
     try:
         yield
+    except Exception:
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+        raise
+    else:
         sys.unraisablehook = hook
     finally:
         logging.set_verbosity(verbosity)

@@ -26,6 +26,12 @@ from rankax.training import run_folder, warm_start
 from rankax.training import setup as setups
 from rankax.training.checkpoint import RECORD, Checkpoints
 
+# What Orbax leaves behind where it cannot read; a user does not see it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 KEEP = CheckpointConfig(keep_last=3)
 RECORDS = {10: {"a": 1, "b": [0.1, None]}, 20: {"a": 2}}
 

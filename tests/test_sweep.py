@@ -107,6 +107,7 @@ class FakeRuns:
         result = {
             "metrics": test if config.eval.test else {},
             "best_validation": best,
+            "step": 8,
             "config_hash": run_folder.hash_of(config),
             "num_dense_parameters": 1234,
             "num_table_parameters": 56_789,

@@ -46,7 +46,7 @@ def explained(workdir: str) -> Iterator[None]:
             raise
         reason = str(error).partition("\n")[0]
         raise RunFolderError(
-            f"--workdir={workdir} cannot be written ({reason:.400}); free space, or "
+            f"--workdir={workdir} cannot be written ({reason:.1000}); free space, or "
             "check the disk and the rights on the folder. The same command then goes "
             "on from the last checkpoint, which is intact"
         ) from error

@@ -1,5 +1,6 @@
 r"""INFNet on Frappe_x1, which has no histories; no published figure for this data set.
-Ours: not run yet.
+Ours: 0.9809 ± 0.0007 with variant v1, token_norm False, embedding_init_std 0.01
+(seeds 0, 1, 2; 2-core CPU).
 
 python -m rankax.main --config=experiments/frappe/infnet.py --workdir=runs/frappe/infnet-0
 """

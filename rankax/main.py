@@ -12,7 +12,6 @@ import re
 import sys
 import time
 import traceback
-from typing import Any
 
 from absl import app, flags, logging
 import jax
@@ -25,6 +24,7 @@ from rankax.data.errors import DataError
 from rankax.embeddings.routing import RoutingOverflowError
 from rankax.observe.stores import StoreError
 from rankax.parallel import processes
+from rankax.training import checkpoint
 from rankax.training.interruption import Interrupted
 from rankax.training.run_folder import RunFolderError
 
@@ -123,7 +123,7 @@ def _together() -> Iterator[None]:
             print(_text(error), file=sys.stderr)
         else:
             traceback.print_exception(error)
-        lifeline.fail(error)
+        lifeline.fail(_text(error))
     lifeline.close()
 
 
@@ -132,14 +132,7 @@ def _print_errors_once() -> None:
     logging.get_absl_logger().addFilter(
         lambda record: not (record.exc_info and "orbax" in record.pathname)
     )
-    hook = sys.unraisablehook
-
-    def without_closed_loops(found: Any) -> None:
-        # Writes that are under way when one fails find their event loop closed.
-        if str(found.exc_value) != "Event loop is closed":
-            hook(found)
-
-    sys.unraisablehook = without_closed_loops
+    checkpoint.ignore_closed_loops()
 
 
 def run() -> None:

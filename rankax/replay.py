@@ -104,8 +104,10 @@ def _replay(
         config, position, map_batch=lambda arrays: (steps.to_devices(arrays), arrays)
     )
 
+    num_steps = setup.num_steps(config)
+
     def factor(step: int) -> float:
-        own = schedule.factor(config.optimizer.schedule, step, setup.num_steps(config))
+        own = schedule.factor(config.optimizer.schedule, step, num_steps)
         return progress.plateau.factor * own
 
     console.message(f"replaying {folder} from step {first:,} to step {bad_step:,}")

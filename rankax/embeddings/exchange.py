@@ -114,7 +114,7 @@ class Exchange:
 
     def fetch(self, table: jax.Array, requests: dict[str, Any]) -> jax.Array:
         """Table [S/N, R, D] -> the rows of `unique`, float32 [1, U, D]."""
-        flat, unique = _flatten(table), requests["unique"][0]
+        flat, unique = flatten(table), requests["unique"][0]
         if self.num_devices == 1:
             rows = rows_at(flat, unique)
             return _as_float(rows).reshape(1, len(unique), table.shape[-1])
@@ -146,7 +146,7 @@ class Exchange:
         `rows` is what `fetch` returned, [1, U, D].
         """
         gradient = gradient[0].astype(jnp.float32)
-        flat = {name: _flatten(x) for name, x in table.items()}
+        flat = {name: flatten(x) for name, x in table.items()}
         widths = {name: x.shape[2:] for name, x in table.items()}
         num_rows = self._rows_per_device
 
@@ -285,9 +285,10 @@ def _sum_equal_rows(
     return unique, summed
 
 
-def _flatten(x: jax.Array) -> jax.Array:
+def flatten(x: jax.Array, row_axes: int = 2) -> jax.Array:
     """[S/N, R, D] or [S/N, R] -> [V/N, D] or [V/N]; D = 1 is dropped.
 
-    XLA gives a scatter into [V, 1] another layout than its operand, and so copies it.
+    The first `row_axes` axes number the rows: one in a replicated stack [V, D]. XLA
+    gives a scatter into [V, 1] another layout than its operand, and so copies it.
     """
-    return x.reshape(-1, *(size for size in x.shape[2:] if size > 1))
+    return x.reshape(-1, *(size for size in x.shape[row_axes:] if size > 1))

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from rankax.embeddings import precision
+from rankax.embeddings.exchange import flatten
 from rankax.embeddings.placement import ReplicatedStack, RowGroup
 from rankax.parallel.mesh import ALL_DEVICES, AXES
 
@@ -139,7 +140,7 @@ def _carry(
     is_source_split = not source_sharding.is_fully_replicated
 
     def read(local: jax.Array, rows: jax.Array) -> jax.Array:
-        flat = _flat(local, source_row_axes)
+        flat = flatten(local, source_row_axes)
         place = _place(rows, len(flat), is_split=is_source_split)
         values = flat.at[place].get(mode="fill", fill_value=0)
         if not is_source_split:
@@ -151,7 +152,7 @@ def _carry(
         return lax.bitcast_convert_type(words, values.dtype)
 
     def write(local: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
-        flat = _flat(local, row_axes)
+        flat = flatten(local, row_axes)
         place = _place(rows, len(flat), is_split=is_split)
         return flat.at[place].set(values, mode="drop").reshape(local.shape)
 
@@ -175,11 +176,6 @@ def _carry(
         values = convert(values)
     result = write(array, rows, values)
     return lax.with_sharding_constraint(result, sharding)
-
-
-def _flat(x: jax.Array, row_axes: int) -> jax.Array:
-    """[V, D] or [V]; D = 1 is dropped, as in `rankax.embeddings.exchange`."""
-    return x.reshape(-1, *(size for size in x.shape[row_axes:] if size > 1))
 
 
 def _place(rows: jax.Array, num_rows: int, *, is_split: bool) -> jax.Array:

@@ -8,7 +8,6 @@ A run folder on a store gets the files as a whole, when `send` is called.
 from collections.abc import Mapping
 import json
 import math
-import os
 import time
 from typing import Any
 
@@ -60,9 +59,8 @@ class MetricsWriter:
                 if line["step"] <= resume_step and line["split"] != "test"
             ]
         # A kill between truncation and writing would lose the history: replace at once.
-        draft = path.with_suffix(".jsonl.part")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(draft, path)
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        stores.write_text(epath.Path(path), text)
         self._lines = path.open("a")
         if tensorboard:
             # The suffix keeps a quick restart from overwriting the file before it.

@@ -263,19 +263,15 @@ class Lifeline:
             self._is_over = True
         self._tell(_GOODBYE)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, reason: str) -> None:
         """Tells the others why this process ends, and ends it without waiting."""
         with self._lock:
             is_known, self._is_over = self._is_over, True
         if not is_known:
-            self._tell(f"process {self._index} has failed: {_name(error)}")
+            self._tell(f"process {self._index} has failed: {reason}")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
-
-
-def _name(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _leave(message: str) -> None:

@@ -352,12 +352,7 @@ def _quietly() -> Iterator[None]:
     later time.
     """
     verbosity, hook = logging.get_verbosity(), sys.unraisablehook
-
-    def without_closed_loops(found: Any) -> None:
-        if str(found.exc_value) != "Event loop is closed":
-            hook(found)
-
-    sys.unraisablehook = without_closed_loops
+    ignore_closed_loops()
     logging.set_verbosity(logging.FATAL)
     try:
         yield
@@ -368,6 +363,17 @@ def _quietly() -> Iterator[None]:
         sys.unraisablehook = hook
     finally:
         logging.set_verbosity(verbosity)
+
+
+def ignore_closed_loops() -> None:
+    """Silences reads and writes under way that find their event loop closed."""
+    hook = sys.unraisablehook
+
+    def without_closed_loops(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            hook(found)
+
+    sys.unraisablehook = without_closed_loops
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -381,10 +387,8 @@ def _replace_record(path: pathlib.Path, contents: dict[str, Any]) -> None:
     """Writes a record anew, whole or not at all."""
     if jax.process_index():
         return
-    draft = path.with_name(path.name + ".part")
     tree = json.loads(path.read_bytes()) | {"custom_metadata": contents}
-    draft.write_text(json.dumps(tree))
-    draft.replace(path)
+    stores.write_text(epath.Path(path), json.dumps(tree))
 
 
 def _digest(contents: Mapping[str, Any]) -> str:

@@ -4,12 +4,14 @@ python -m benchmarks.checkpoint --json=checkpoint.json   # 1 GB and 2.5 GB of ta
 python -m benchmarks.checkpoint --quick                  # 50 MB
 
 Trains a small DNN on made-up examples in Criteo's form, whose hashed tables fill the
-size asked for (rows of 16 numbers and row-wise Adagrad's one), saves three times and
+size asked for (rows of 16 numbers and row-wise Adagrad's one), saves seven times and
 goes on training meanwhile, each size in a process of its own:
 
+    blocked    seconds that the call takes that starts a save
     lost       seconds by which the steps up to the end of the save were later than as
-               many steps without a save: what blocks, what is slowed, and the copy that
-               the first step makes because the saved buffers may not change
+               many steps without a save: what blocks and what is slowed
+    write      seconds that the steps lose in the same way to a thread that does nothing
+               but write as many bytes to a file and flush it
     memcpy     seconds to copy as many bytes between buffers that are already mapped
     peak       most memory during the saves beyond what the process held before, in
                states, plus the state itself
@@ -18,10 +20,12 @@ goes on training meanwhile, each size in a process of its own:
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import gc
 import json
+import math
+import os
 import pathlib
 import re
 import statistics
@@ -39,7 +43,7 @@ from benchmarks.measure import Record
 DIM = 16
 ROW_BYTES = 4 * (DIM + 1)
 SIZES, QUICK_SIZES = (1_000, 2_500), (50,)  # MB of tables
-NUM_SAVES = 3
+NUM_SAVES = 7
 EXAMPLES = 400_000
 BATCH = 4096
 
@@ -105,39 +109,47 @@ def measure_size(folder: pathlib.Path, table_mb: int) -> Record:
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
     memcpy_seconds = _memcpy_seconds(state_bytes)
     checkpoints = Checkpoints(folder / f"saved-{table_mb}", CheckpointConfig())
-    saves: list[Record] = []
-    gc.collect()
-    before = _memory("VmRSS")
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    for _ in range(NUM_SAVES):
+
+    def disturb(start: Callable[[], None], wait: Callable[[], None]) -> Record:
+        """Trains beside what `start` starts, until `wait` returns."""
         first, begin = num_steps, time.perf_counter()
-        checkpoints.save(
-            num_steps, state, {}, plan=steps.engine.plan, origin={}, is_best=False
-        )
+        start()
         blocked = time.perf_counter() - begin
-        end = threading.Thread(target=checkpoints.wait)
+        end = threading.Thread(target=wait)
         end.start()
         step()
         first_step = time.perf_counter() - begin - blocked
         while end.is_alive():
             step()
         seconds = time.perf_counter() - begin
-        saves.append(
-            {
-                "blocked_seconds": blocked,
-                "first_step_seconds": first_step,
-                "save_seconds": seconds,
-                "lost_seconds": seconds - (num_steps - first) * step_seconds,
-            }
-        )
+        lost = seconds - (num_steps - first) * step_seconds
         for _ in range(5):
             step()
+        return {
+            "blocked_seconds": blocked,
+            "first_step_seconds": first_step,
+            "save_seconds": seconds,
+            "lost_seconds": lost,
+        }
+
+    def start_save() -> None:
+        plan = steps.engine.plan
+        checkpoints.save(num_steps, state, {}, plan=plan, origin={}, is_best=False)
+
+    def write() -> None:
+        _write(folder / "written", state_bytes)
+
+    gc.collect()
+    before = _memory("VmRSS")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    saves = [disturb(start_save, checkpoints.wait) for _ in range(NUM_SAVES)]
     peak = _memory("VmHWM")
+    writes = [disturb(lambda: None, write) for _ in range(NUM_SAVES)]
     saved_step = checkpoints.latest_step
     assert saved_step is not None
     abstract = steps.abstract_state()
     batches.close()
-    del state
+    state = None
     gc.collect()
     begin = time.perf_counter()
     restored = checkpoints.restore(abstract, plan=steps.engine.plan, step=saved_step)
@@ -153,6 +165,8 @@ def measure_size(folder: pathlib.Path, table_mb: int) -> Record:
         "memcpy_seconds": memcpy_seconds,
         "saves": saves,
         **{key: statistics.median(save[key] for save in saves) for key in saves[0]},
+        "writes": writes,
+        "write_lost_seconds": statistics.median(x["lost_seconds"] for x in writes),
         "lost_memcpys": lost / memcpy_seconds,
         "peak_states": 1 + (peak - before) / state_bytes,
         "restore_seconds": restore_seconds,
@@ -172,6 +186,16 @@ def _memcpy_seconds(num_bytes: int) -> float:
     return statistics.median(seconds) * num_bytes / source.nbytes
 
 
+def _write(path: pathlib.Path, num_bytes: int) -> None:
+    """Writes a new file from memory that is there, and flushes it to the disk."""
+    piece = np.ones(2**24, np.uint8)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(math.ceil(num_bytes / piece.nbytes)):
+            file.write(piece)
+        os.fsync(file.fileno())
+    path.unlink()
+
+
 def _memory(entry: str) -> int:
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.findall(rf"{entry}:\s*(\d+) kB", status)[0]) * 1024
@@ -188,6 +212,7 @@ def table(records: Sequence[Record]) -> str:
             "blocked, s": "{blocked_seconds:.2f}",
             "first step, s": "{first_step_seconds:.2f}",
             "lost, s": "{lost_seconds:.2f}",
+            "write, s": "{write_lost_seconds:.2f}",
             "memcpy, s": "{memcpy_seconds:.2f}",
             "lost / memcpy": "{lost_memcpys:.1f}",
             "peak, states": "{peak_states:.2f}",

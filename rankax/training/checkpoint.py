@@ -154,6 +154,8 @@ class Checkpoints:
             self._remote = RemoteCheckpoints(self._folder)
         self._path = self._remote.path if self._remote else pathlib.Path(self._folder)
         self._checkpointer = None
+        self._save_in_progress: Any = None
+        self._copies: dict[str, jax.Array] = {}
         self._best_steps: list[int] = []
         if config is None:
             return
@@ -197,6 +199,21 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return max(self.steps, default=None)
 
+    def best_step(self, *, advice: str = "") -> int | None:
+        """Returns the step that was the best by validation, or else the newest.
+
+        Args:
+            advice: as for `at`.
+
+        Raises:
+            DataError: the newest checkpoint, which knows it, is damaged.
+        """
+        latest = self.latest_step
+        if latest is None:
+            return None
+        best_steps = self.at(latest, advice=advice).contents["best_steps"]
+        return [latest, *best_steps][-1]
+
     def save(
         self,
         step: int,
@@ -208,6 +225,9 @@ class Checkpoints:
         is_best: bool,
     ) -> None:
         """Starts saving; the state may be donated to the next step right away.
+
+        Where the devices are the host, a copy of the state stays in memory from the
+        first save on.
 
         Where the step was saved before, only its record is replaced: the arrays of one
         step are always the same.
@@ -238,14 +258,15 @@ class Checkpoints:
             if self._remote:
                 self._remote.put(f"{step}/{RECORD}")
             return
-        response = self._checkpointer.save_checkpointables_async(
+        arrays = self._out_of_the_way(arrays)
+        self._save_in_progress = self._checkpointer.save_checkpointables_async(
             step,
             {_STATE: {**arrays, _CHECKSUMS: checksum.of_arrays(arrays)}},
             custom_metadata=contents,
             force=True,
         )
-        if self._remote and response:
-            self._remote.publish(step, response.result)
+        if self._remote:
+            self._remote.publish(step, self._finish_save)
 
     def record(self, step: int) -> dict[str, Any]:
         """Returns the record given to `save`, without loading any array.
@@ -285,8 +306,26 @@ class Checkpoints:
         """Returns when the save in progress is complete."""
         if self._remote:  # whose thread has the checkpointer until then
             self._remote.wait()
-        if self._checkpointer is not None:
-            self._checkpointer.wait()
+        self._finish_save()
+
+    def _out_of_the_way(self, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns arrays to save that no later step needs the memory of.
+
+        From an accelerator Orbax takes a copy to the host. On the host it would write
+        from the very buffers that the next step is to update in place; that step would
+        have to copy them, into new memory, which takes many times as long as into
+        memory that is there.
+        """
+        if jax.default_backend() == "cpu":
+            arrays = self._copies = _copy(arrays, self._copies or None)
+        return arrays
+
+    def _finish_save(self) -> None:
+        # Asked for its result, a save ends its thread and event loop; waiting for the
+        # checkpointer would leave them, and their files, until the process ends.
+        save, self._save_in_progress = self._save_in_progress, None
+        if save is not None:
+            save.result()
 
     def close(self) -> None:
         """Completes the save in progress and releases the folder."""
@@ -320,14 +359,28 @@ class Checkpoints:
 
 
 def _context() -> ocp.Context:
-    """How arrays are written: plainly.
+    """How arrays are written: plainly, and into files of any size.
 
-    Trained rows hardly compress, and zstd would take four times as long and the memory
-    of another copy of the state.
+    Trained rows hardly compress, and zstd would take four times as long. Both it and a
+    limit of a file's size (2 GB by default) would take the memory of another copy of
+    what is written.
     """
     context = ocp.Context()
     context.array.saving.use_compression = False
+    context.array.saving.ocdbt_target_data_file_size = 0
     return context
+
+
+@functools.partial(jax.jit, donate_argnums=1, keep_unused=True)
+def _copy(arrays: Any, into: Any) -> Any:
+    """Copies arrays, into the memory of an earlier copy if there is one."""
+    return jax.tree.map(jnp.copy, arrays)
+
+
+def save_arrays(folder: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays by name as a checkpoint that Orbax alone restores."""
+    with _context(), _quietly():
+        ocp.save(str(folder.absolute()), dict(arrays))
 
 
 class _KeepBest:

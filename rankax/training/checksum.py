@@ -1,14 +1,15 @@
 """Checksums of arrays that do not depend on how they are laid over devices.
 
-Word i of an array (32 bits; narrower elements are widened) gives
+Word i of an array (32 bits; narrower elements are widened) gives, modulo 2^32,
 
-    h_i = mix(w_i ⊕ mix(i)),   checksum = (Σ h_i, Σ mix(h_i ⊕ c))   modulo 2^32
+    u_i = mix_15((w_i ⊕ φ i) · a),   v_i = mix_13((u_i ⊕ c) · b)
 
-with i in row-major order, modulo 2^32, and mix the finaliser of MurmurHash3 (Appleby).
-Integer sums are free of order, so every sharding gives the same numbers. For given i
-the step from w_i to h_i is a bijection: one changed word always changes the checksum,
-and other changes, swaps of rows included, are missed with odds of about 2^-64. It
-finds damage; it does not keep off anyone who means to deceive.
+with mix_k(x) = x ⊕ (x >> k) and i in row-major order; the checksum is (Σ u_i, Σ v_i).
+a and b are the factors of MurmurHash3's finaliser (Appleby), φ and c bits without a
+pattern. Integer sums are free of order, so every sharding gives the same numbers. For
+given i the step from w_i to u_i is a bijection: one changed word always changes the
+checksum, and other changes, swaps of rows included, are missed with odds of about
+2^-64. It finds damage; it does not keep off anyone who means to deceive.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-_SALT = 0x9E3779B9  # any number; these are the first bits after the point of φ
+_STEP, _SALT = 0x9E3779B9, 0x27D4EB2F  # φ and c above
 
 
 @jax.jit
@@ -32,15 +33,15 @@ def of_arrays(arrays: Mapping[str, jax.Array]) -> jax.Array:
 
 def _of_array(x: jax.Array) -> jax.Array:
     words, zero = _words(x), jnp.uint32(0)
-    mixed = _mix(words ^ _mix(_numbers(words.shape)))
-    again = _mix(mixed ^ jnp.uint32(_SALT))
-    # One reduction of both: two would share, and so keep, an array as large as x.
-    sums = lax.reduce(
-        (mixed, again),
-        (zero, zero),
-        lambda a, b: (a[0] + b[0], a[1] + b[1]),
-        tuple(range(words.ndim)),
-    )
+    u = _mix((words ^ _multiples(words.shape)) * jnp.uint32(0x85EBCA6B), 15)
+    v = _mix((u ^ jnp.uint32(_SALT)) * jnp.uint32(0xC2B2AE35), 13)
+    sums = u, v
+    # One reduction of both: two would share, and so keep, an array as large as x. The
+    # first axis comes last: over the others, several cores can add at once.
+    for axes in (tuple(range(1, words.ndim)), (0,) * min(words.ndim, 1)):
+        sums = lax.reduce(
+            sums, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), axes
+        )
     return jnp.stack(sums)
 
 
@@ -52,9 +53,9 @@ def _words(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(x, bits).astype(jnp.uint32)
 
 
-def _numbers(shape: tuple[int, ...]) -> jax.Array:
-    """The row-major number of every word, modulo 2^32."""
-    number, stride = jnp.zeros(shape, jnp.uint32), 1
+def _multiples(shape: tuple[int, ...]) -> jax.Array:
+    """φ times the row-major number of every word, modulo 2^32."""
+    number, stride = jnp.zeros(shape, jnp.uint32), _STEP
     for axis in reversed(range(len(shape))):
         place = lax.broadcasted_iota(jnp.uint32, shape, axis)
         number += place * jnp.uint32(stride % 2**32)
@@ -62,8 +63,5 @@ def _numbers(shape: tuple[int, ...]) -> jax.Array:
     return number
 
 
-def _mix(x: jax.Array) -> jax.Array:
-    """A bijection of 32 bits; each bit of x flips half of the result's."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+def _mix(x: jax.Array, bits: int) -> jax.Array:
+    return x ^ (x >> bits)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -124,7 +125,7 @@ def test_flipped_bits_of_arrays_are_told_by_name_with_what_to_do(saved, tmp_path
             flipped[place] ^= 16
             file.write_bytes(flipped)
             try:
-                restore(steps, folder, step)  # not every bit of zstd has a meaning
+                restore(steps, folder, step)  # not every bit of OCDBT has a meaning
             except DataError as error:
                 told.append(str(error))
         where = f"checkpoint {folder / str(step)} is damaged: "
@@ -188,6 +189,20 @@ def test_a_step_that_is_saved_again_never_has_no_checkpoint(saved, tmp_path):
     state, record = restore(steps, folder)
     assert record == {"a": 5}
     jax.tree.map(np.testing.assert_array_equal, expected, state)
+
+
+def test_a_save_leaves_no_thread_and_no_open_file(tmp_path):
+    steps = make_steps()
+    state, checkpoints = make_state(steps), Checkpoints(tmp_path, KEEP)
+    found = []
+    for step in range(8):
+        save(checkpoints, step, state, steps, {})
+        checkpoints.wait()
+        found.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))
+    checkpoints.close()
+    # The first saves start pools of threads that the later ones use; a folder that
+    # is being deleted may be open for a moment.
+    assert found[-1][0] <= found[3][0] and found[-1][1] <= found[3][1] + 2
 
 
 def test_what_changed_since_a_checkpoint_is_told():

@@ -9,22 +9,17 @@ from rankax.parallel import mesh as meshes
 from rankax.training import checksum
 
 
-def mix(x):
-    """MurmurHash3's finaliser on Python integers."""
-    x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
-    x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
-    return x ^ (x >> 16)
-
-
 def expected(x):
     words = np.atleast_1d(x).ravel()
     if words.dtype.itemsize == 4:
         words = words.view(np.uint32)
     first = second = 0
     for i, word in enumerate(words.view(np.uint8) if x.dtype == bool else words):
-        h = mix(int(word) ^ mix(i))
-        first += h
-        second += mix(h ^ 0x9E3779B9)
+        u = (int(word) ^ i * 0x9E3779B9 % 2**32) * 0x85EBCA6B % 2**32
+        u ^= u >> 15
+        v = (u ^ 0x27D4EB2F) * 0xC2B2AE35 % 2**32
+        first += u
+        second += v ^ (v >> 13)
     return [first % 2**32, second % 2**32]
 
 

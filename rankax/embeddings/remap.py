@@ -88,6 +88,27 @@ def carry(
     return array
 
 
+def read_table(
+    array: jax.Array, *, stack: Placement, index: int
+) -> Iterator[np.ndarray]:
+    """Yields the rows of one table in order, at most 64 MB of them at a time.
+
+    Args:
+        array: [S, R, ...] of a row group or [V, ...] of a replicated stack.
+        stack: its placement.
+        index: of the table in the stack.
+    """
+    numbers = math.prod(array.shape[row_axes(stack) :])
+    num_rows = stack.tables[index].spec.num_rows
+    size = min(num_rows, max(_PIECE_BYTES // 4 // numbers, 1))
+    for start in range(0, num_rows, size):
+        # Ids past the last row fill the last piece up, so that one size is compiled.
+        ids = np.minimum(np.arange(start, start + size), num_rows - 1)
+        rows = stack.table_rows(index, ids.astype(np.int32))
+        values = _read(array, rows, row_axes=row_axes(stack), sharding=array.sharding)
+        yield np.asarray(values)[: num_rows - start]
+
+
 def row_axes(stack: Placement) -> int:
     """Returns how many axes of a stack's arrays number its rows."""
     return 2 if isinstance(stack, RowGroup) else 1
@@ -137,32 +158,12 @@ def _carry(
     source_sharding: NamedSharding,
 ) -> jax.Array:
     is_split = not sharding.is_fully_replicated
-    is_source_split = not source_sharding.is_fully_replicated
-
-    def read(local: jax.Array, rows: jax.Array) -> jax.Array:
-        flat = flatten(local, source_row_axes)
-        place = _place(rows, len(flat), is_split=is_source_split)
-        values = flat.at[place].get(mode="fill", fill_value=0)
-        if not is_source_split:
-            return values
-        # Summed as bits: all but one of the summands are 0, and -0.0 stays as it is.
-        bits = jnp.uint16 if values.dtype.itemsize == 2 else jnp.uint32
-        words = lax.bitcast_convert_type(values, bits).astype(jnp.uint32)
-        words = lax.psum(words, AXES).astype(bits)
-        return lax.bitcast_convert_type(words, values.dtype)
 
     def write(local: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
         flat = flatten(local, row_axes)
         place = _place(rows, len(flat), is_split=is_split)
         return flat.at[place].set(values, mode="drop").reshape(local.shape)
 
-    if is_source_split:
-        read = jax.shard_map(
-            read,
-            mesh=source_sharding.mesh,
-            in_specs=(ALL_DEVICES, _EVERYWHERE),
-            out_specs=_EVERYWHERE,
-        )
     if is_split:
         write = jax.shard_map(
             write,
@@ -170,12 +171,43 @@ def _carry(
             in_specs=(ALL_DEVICES, _EVERYWHERE, _EVERYWHERE),
             out_specs=ALL_DEVICES,
         )
-    values = read(source, source_rows)
+    values = _read(
+        source, source_rows, row_axes=source_row_axes, sharding=source_sharding
+    )
     if array.dtype != source.dtype:
         convert = precision.nearest if array.dtype == jnp.uint16 else precision.to_float
         values = convert(values)
     result = write(array, rows, values)
     return lax.with_sharding_constraint(result, sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("row_axes", "sharding"))
+def _read(
+    array: jax.Array, rows: jax.Array, *, row_axes: int, sharding: NamedSharding
+) -> jax.Array:
+    """Returns some rows of a stack on all devices; zeros past its end."""
+    is_split = not sharding.is_fully_replicated
+
+    def read(local: jax.Array, rows: jax.Array) -> jax.Array:
+        flat = flatten(local, row_axes)
+        place = _place(rows, len(flat), is_split=is_split)
+        values = flat.at[place].get(mode="fill", fill_value=0)
+        if not is_split:
+            return values
+        # Summed as bits: all but one of the summands are 0, and -0.0 stays as it is.
+        bits = jnp.uint16 if values.dtype.itemsize == 2 else jnp.uint32
+        words = lax.bitcast_convert_type(values, bits).astype(jnp.uint32)
+        words = lax.psum(words, AXES).astype(bits)
+        return lax.bitcast_convert_type(words, values.dtype)
+
+    if is_split:
+        read = jax.shard_map(
+            read,
+            mesh=sharding.mesh,
+            in_specs=(ALL_DEVICES, _EVERYWHERE),
+            out_specs=_EVERYWHERE,
+        )
+    return read(array, rows)
 
 
 def _place(rows: jax.Array, num_rows: int, *, is_split: bool) -> jax.Array:

@@ -44,8 +44,8 @@ class BilinearFusion(nnx.Module):
         """Maps both streams to logits [B, T] float32."""
         linear_part = self.linear1(o1) + self.linear2(o2)
         o1, o2, kernel = operands(self.dtype, o1, o2, self.kernel[...])
-        heads1 = o1.reshape(len(o1), self.num_heads, -1)
-        heads2 = o2.reshape(len(o2), self.num_heads, -1)
+        heads1 = o1.reshape(o1.shape[0], self.num_heads, -1)
+        heads2 = o2.reshape(o2.shape[0], self.num_heads, -1)
         half = jnp.einsum(
             "bhi,hijt->bhjt", heads1, kernel, preferred_element_type=jnp.float32
         )

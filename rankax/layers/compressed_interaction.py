@@ -63,6 +63,6 @@ class CompressedInteraction(nnx.Module):
             product = jnp.matmul(pairs, kernel_i, preferred_element_type=jnp.float32)
             return total + product, None
 
-        start = jnp.zeros((len(x), kernel.shape[-1]))
+        start = jnp.zeros((x.shape[0], kernel.shape[-1]))
         step = jax.checkpoint(add_field, prevent_cse=False)  # a loop has no CSE
         return jax.lax.scan(step, start, (x0, kernel))[0]

@@ -66,7 +66,7 @@ def attend(
     x = tokens[:, None]  # as one head, of which the queries of all heads are queries
     q, matrix = operands(dtype, queries.reshape(-1, queries.shape[-1]), key.kernel[...])
     q = jnp.einsum("nhw,dhw->nhd", split(q), split(matrix))
-    read = _weighted_sum(q.reshape(len(x), 1, -1, x.shape[-1]), x, x, **options)
+    read = _weighted_sum(q.reshape(x.shape[0], 1, -1, x.shape[-1]), x, x, **options)
     read, matrix = operands(dtype, read.reshape(q.shape), value.kernel[...])
     read = jnp.einsum(
         "nhd,dhw->nhw", read, split(matrix), preferred_element_type=jnp.float32

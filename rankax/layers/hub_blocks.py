@@ -47,7 +47,7 @@ class HubMLP(nnx.Module):
 
     def __call__(self, hubs: jax.Array) -> jax.Array:
         """Maps hubs [B, n, d] to [B, 1, out], to broadcast over the group's tokens."""
-        hidden = nnx.relu(self.first(hubs.reshape(len(hubs), -1)))
+        hidden = nnx.relu(self.first(hubs.reshape(hubs.shape[0], -1)))
         return self.second(hidden)[:, None].astype(hubs.dtype)
 
 

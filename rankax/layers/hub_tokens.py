@@ -81,7 +81,7 @@ class FieldHubs(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Maps tokens [B, M, d] to hubs [B, n, d]."""
-        batch_size = len(tokens)
+        batch_size = tokens.shape[0]
         if self.learned is not None:
             return self.learned(batch_size)
         if self.init == "mean":
@@ -137,7 +137,7 @@ class EventHubs(nnx.Module):
     def __call__(self, events: jax.Array, is_event: jax.Array) -> jax.Array:
         """Maps events [B, L, d] and is_event [B, L] to hubs [B, n, d]."""
         if self.learned is not None:
-            return self.learned(len(events))
+            return self.learned(events.shape[0])
         hubs = []
         for i, (start, end) in enumerate(self.pieces):
             x, mask = events[:, start:end], is_event[:, start:end, None]

@@ -133,14 +133,16 @@ class SparsePertokenMoE(nnx.Module):
         """Maps [B, N, w] to [B, N, w] float32, and tells how it was routed."""
         routing = self.route(x)
         gates = self.scale * routing.gates
-        execution = self.execution
-        if execution == "auto":
-            execution = "dense" if jax.default_backend() == "cpu" else "ragged"
-        if execution == "dense":
-            mask = jax.nn.one_hot(routing.chosen, self.router.shape[-1])
-            y = self.weighted_sum(x, (gates[..., None] * mask).sum(axis=2))
+        if self.execution == "auto":
+            # The device that computes decides, not the one that traces: an exported
+            # model is for several, and a ragged product on a CPU, which XLA makes of
+            # all groups, takes 100 times as long.
+            y = jax.lax.platform_dependent(
+                x, routing.chosen, gates, cpu=self._dense, default=self._ragged
+            )
         else:
-            y = self._ragged(x, routing.chosen, gates)
+            run = self._dense if self.execution == "dense" else self._ragged
+            y = run(x, routing.chosen, gates)
         return y + self.shared(x), routing
 
     def route(self, x: jax.Array) -> Routing:
@@ -173,6 +175,11 @@ class SparsePertokenMoE(nnx.Module):
         y = jnp.matmul(hidden.astype(x.dtype), down, preferred_element_type=jnp.float32)
         return y.swapaxes(0, 1)
 
+    def _dense(self, x: jax.Array, chosen: jax.Array, gates: jax.Array) -> jax.Array:
+        """The sum over all experts, of which those not chosen have gate 0."""
+        mask = jax.nn.one_hot(chosen, self.router.shape[-1])
+        return self.weighted_sum(x, (gates[..., None] * mask).sum(axis=2))
+
     def _ragged(self, x: jax.Array, chosen: jax.Array, gates: jax.Array) -> jax.Array:
         """The same sum over the chosen experts only; sorts on each device alone."""
         x, *kernels = operands(
@@ -180,7 +187,7 @@ class SparsePertokenMoE(nnx.Module):
         )
         run = _sorted_experts
         num_shards = jax.sharding.get_abstract_mesh().shape.get("data")
-        if num_shards and len(x) % num_shards == 0:
+        if num_shards and x.shape[0] % num_shards == 0:
             token, expert = PartitionSpec("data", "model"), PartitionSpec("model")
             run = jax.shard_map(
                 run, in_specs=(token,) * 3 + (expert,) * 3, out_specs=token

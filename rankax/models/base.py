@@ -78,7 +78,7 @@ class Features:
     def flatten(self, role: str = "embedding") -> jax.Array:
         """Returns all inputs side by side, [B, F·D + N]."""
         embedded = self.embedded[role]
-        flat = embedded.reshape(len(embedded), -1)
+        flat = embedded.reshape(embedded.shape[0], -1)
         return jnp.concatenate([flat, self.numeric], axis=1)
 
 

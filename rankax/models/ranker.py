@@ -167,7 +167,9 @@ class Ranker(nnx.Module):
                 "packed array of that name"
             )
         embedded = {
-            role: jnp.zeros((len(numeric), 0, dim))  # without ids there are no tokens
+            role: jnp.zeros(
+                (numeric.shape[0], 0, dim)
+            )  # without ids there are no tokens
             for role, dim in self.inputs.dims.items()
         }
         for role, x in rows.items():
@@ -195,7 +197,7 @@ class Ranker(nnx.Module):
             first = next(slot for slot in self._slots if slot.field == spec.name)
             end = first.start + spec.num_columns * spec.max_length
             piece = rows["embedding"][:, first.start : end]
-            shape = (len(piece), spec.num_columns, spec.max_length, -1)
+            shape = (piece.shape[0], spec.num_columns, spec.max_length, -1)
             events[spec.name] = Events(
                 rows=piece.reshape(shape).swapaxes(1, 2), lengths=lengths[:, first.bag]
             )
@@ -220,7 +222,7 @@ class Ranker(nnx.Module):
             first, last = run[0], run[-1]
             piece = rows[:, first.start : last.start + last.width]
             if first.bag >= 0 and not first.combiner:  # a sequence
-                events = piece.reshape(len(rows), len(run), first.width, -1)
+                events = piece.reshape(rows.shape[0], len(run), first.width, -1)
                 events = events.swapaxes(1, 2)  # [B, L, A, D]
                 if role == "embedding":
                     encoder = self.encoders[first.field]

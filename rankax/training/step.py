@@ -248,6 +248,32 @@ class Steps:
         """
         return self._evaluate(state.params, state.rest, state.tables, batch)
 
+    def scoring(
+        self, state: TrainState
+    ) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
+        """Returns the model without its tables, for export, and its parameters.
+
+        The function computes logits [B, T] of (parameters by name, role -> looked-up
+        rows [B, K, D], lengths, numeric, bag_weights) as `rankax.data.schema` has
+        them, for any B and on one device.
+        """
+        dense = {NETWORK: state.params[NETWORK], "rest": state.rest}
+        named, tree = jax.tree.flatten_with_path(dense)
+        names = [
+            jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in named
+        ]
+        has_weights = self.schema.num_bag_weights > 0
+
+        def score(flat, rows, lengths, numeric, bag_weights) -> jax.Array:
+            own = jax.tree.unflatten(tree, [flat[name] for name in names])
+            model = nnx.merge(self._graph, own[NETWORK], own["rest"], copy=True)
+            model.eval()
+            return model(
+                rows, lengths, numeric, bag_weights=bag_weights if has_weights else None
+            )
+
+        return score, dict(zip(names, (x for _, x in named), strict=True))
+
     def inspect(
         self, state: TrainState, batch: DeviceBatch
     ) -> tuple[dict[str, int], float, np.ndarray]:

@@ -9,20 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import made_up, make_inputs, make_schema
 
 from rankax.config.base import ConfigError
 from rankax.config.experiment import BackboneConfig, MeanPoolingConfig, ModelConfig
-from rankax.data.card import (
-    Card,
-    CategoricalField,
-    Label,
-    NumericField,
-    SequenceColumn,
-    SequenceField,
-    Split,
-    Table,
-)
-from rankax.data.schema import Schema
 from rankax.models import backbones, base
 from rankax.models.ranker import Ranker
 from rankax.models.sequences import build_encoder
@@ -127,32 +117,6 @@ NAMES = sorted(base.registered())
 BATCH = 12
 
 
-def make_schema(num_tasks=2):
-    card = Card(
-        name="toy",
-        tables=tuple(Table(name=n, num_rows=50) for n in ("user", "item", "tag")),
-        fields=(
-            CategoricalField(name="user", table="user"),
-            CategoricalField(name="item", table="item"),
-            CategoricalField(name="tags", table="tag", max_length=3),
-            CategoricalField(name="words", table="tag", max_length=2, combiner="sum"),
-            NumericField(name="price"),
-            NumericField(name="age"),
-            SequenceField(
-                name="history",
-                max_length=4,
-                columns=(
-                    SequenceColumn(name="item", table="item", column="h_item"),
-                    SequenceColumn(name="tag", table="tag", column="h_tag"),
-                ),
-            ),
-        ),
-        labels=tuple(Label(name=f"task{t}") for t in range(num_tasks)),
-        splits={"train": Split(num_rows=1)},
-    )
-    return Schema.select(card)
-
-
 @functools.cache
 def make(name, num_tasks=2, compute_dtype="float32", **options):
     """A ranker, an example of its inputs, its jitted forward pass, and its traces."""
@@ -167,16 +131,7 @@ def make(name, num_tasks=2, compute_dtype="float32", **options):
     rng = np.random.default_rng(1)
     graph, state = nnx.split(ranker)
     state = jax.tree.map_with_path(functools.partial(made_up, rng), state)
-    lengths = rng.integers(0, 3, (BATCH, schema.num_bags)).astype(np.int32)
-    rows = {}
-    for role, dim in dims.items():
-        x = rng.normal(size=(BATCH, schema.num_id_columns, dim)).astype(np.float32)
-        for slot in schema.slots:
-            if slot.bag >= 0:
-                padding = np.arange(slot.width) >= lengths[:, slot.bag, None]
-                x[:, slot.start : slot.start + slot.width][padding] = 0
-        rows[role] = jnp.asarray(x)
-    numeric = jnp.asarray(rng.normal(size=(BATCH, 2)).astype(np.float32))
+    rows, lengths, numeric = make_inputs(rng, schema, dims, BATCH)
     traces = []
 
     @jax.jit
@@ -185,17 +140,7 @@ def make(name, num_tasks=2, compute_dtype="float32", **options):
         return nnx.merge(graph, state, copy=True)(*inputs)
 
     ranker = nnx.merge(graph, state)
-    return ranker, (rows, jnp.asarray(lengths), numeric), forward, traces
-
-
-def made_up(rng, path, leaf):
-    """Weights of the usual size; statistics and gains near 1."""
-    name = jax.tree_util.keystr(path)
-    x = rng.normal(size=leaf.shape)
-    if "scale" in name or "var" in name:
-        return jnp.asarray(1 + 0.1 * np.abs(x), leaf.dtype)
-    fan_in = leaf.shape[-2] if leaf.ndim > 1 else 100
-    return jnp.asarray(x / np.sqrt(fan_in), leaf.dtype)
+    return ranker, (rows, lengths, numeric), forward, traces
 
 
 def test_every_module_in_backbones_is_registered_under_its_file_name():

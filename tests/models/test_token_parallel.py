@@ -92,7 +92,7 @@ def test_a_forward_pass_has_two_exchanges_a_block_and_one_or_two_more(
 
 @pytest.mark.guard
 @pytest.mark.slow
-@pytest.mark.parametrize("execution", ["dense", "ragged"])
+@pytest.mark.parametrize("execution", ["auto", "ragged"])  # auto: dense, on CPU
 def test_experts_add_no_exchange(execution):
     options = EXPERTS | {"num_blocks": 1, "execution": execution}
     found = collectives(make_mesh(1, 4), norm_site="mixed", **options)

@@ -259,7 +259,11 @@ def test_options_that_do_not_fit_are_an_error(options, message):
 
 def test_products_have_the_compute_dtype_and_routers_do_not():
     config = TokenMixerLargeConfig(
-        token_dim=8, num_blocks=1, num_experts=4, num_active_experts=3
+        token_dim=8,
+        num_blocks=1,
+        num_experts=4,
+        num_active_experts=3,
+        execution="dense",
     )
     spec = InputSpec(
         tokens=("a", "b", "c"),

@@ -139,9 +139,9 @@ class AutoInt(nnx.Module):
         x = tokens
         for layer in self.layers:
             x = layer(x, rngs=rngs)
-        logits = self.output(x.reshape(len(x), -1))
+        logits = self.output(x.reshape(x.shape[0], -1))
         if self.mlp_output is not None:
-            hidden = self.mlp(tokens.reshape(len(tokens), -1), rngs=rngs)
+            hidden = self.mlp(tokens.reshape(tokens.shape[0], -1), rngs=rngs)
             logits += self.mlp_output(hidden)
         if self.first_order is not None:
             logits += self.first_order(features.embedded["weight"], features.numeric)

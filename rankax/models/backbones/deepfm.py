@@ -58,5 +58,5 @@ class DeepFM(nnx.Module):
     ) -> jax.Array:
         """Maps one batch to logits [B, T]."""
         tokens = self.fm.tokens(features)
-        hidden = self.mlp(tokens.reshape(len(tokens), -1), rngs=rngs)
+        hidden = self.mlp(tokens.reshape(tokens.shape[0], -1), rngs=rngs)
         return self.fm(features) + self.output(hidden)

@@ -111,7 +111,7 @@ class DLRM(nnx.Module):
             first = self.bottom(features.numeric)
             tokens = jnp.concatenate([first[:, None], tokens], axis=1)
         if not self.is_dot:
-            return self.top(tokens.reshape(len(tokens), -1), rngs=rngs)
+            return self.top(tokens.reshape(tokens.shape[0], -1), rngs=rngs)
         (operand,) = operands(self.dtype, tokens)
         products = jnp.einsum("bid,bjd->bij", operand, operand)
         i, j = np.triu_indices(tokens.shape[1], k=1)

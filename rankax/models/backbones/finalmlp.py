@@ -154,7 +154,7 @@ class ContextGate(nnx.Module):
         if self.vector is not None:
             return self.gate(x, self.vector[...])
         tokens = features.embedded[self.role][:, np.array(self.tokens)]
-        return self.gate(x, tokens.reshape(len(tokens), -1))
+        return self.gate(x, tokens.reshape(tokens.shape[0], -1))
 
 
 @register_backbone(FinalMLPConfig)

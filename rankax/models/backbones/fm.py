@@ -75,5 +75,5 @@ class FM(nnx.Module):
         """Maps one batch to logits [B, T]."""
         tokens = self.tokens(features)
         pairs = (tokens.sum(axis=1) ** 2 - (tokens**2).sum(axis=1)) / 2  # [B, T·D]
-        pairs = pairs.reshape(len(pairs), self.num_tasks, -1).sum(axis=-1)
+        pairs = pairs.reshape(pairs.shape[0], self.num_tasks, -1).sum(axis=-1)
         return self.first_order(features) + pairs

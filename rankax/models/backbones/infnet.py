@@ -206,7 +206,7 @@ class INFNetTokens(nnx.Module):
     def __call__(self, features: Features) -> tuple[Tokens, jax.Array | None]:
         """Returns tokens [B, ·, d] by their keys, and which events exist [B, L]."""
         fields = features.embedded["embedding"]
-        batch_size = len(fields)
+        batch_size = fields.shape[0]
         if self.token_norm:
             fields = unit_rms(fields)
         if self.projections is not None:

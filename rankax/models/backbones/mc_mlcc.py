@@ -258,7 +258,7 @@ class MCMLCC(nnx.Module):
         ):
             out = gate(crossing(self._normed(tokens)))
             tokens = tokens + out if i < len(self.gates) else out
-        return self.mlp(tokens.reshape(len(tokens), -1), rngs=rngs)
+        return self.mlp(tokens.reshape(tokens.shape[0], -1), rngs=rngs)
 
     def _normed(self, tokens: jax.Array) -> jax.Array:
         """Takes the size out of the F tokens before the numeric ones."""

@@ -94,7 +94,7 @@ class SliceTokenizer(nnx.Module):
         """Maps [B, F·D_e + N] to tokens [B, T, D] float32."""
         flat = jnp.concatenate(self.groups.split(flat), axis=1)
         flat = jnp.pad(flat, ((0, 0), (0, self.padding)))
-        slices = flat.reshape(len(flat), self.num_tokens, -1).swapaxes(0, 1)
+        slices = flat.reshape(flat.shape[0], self.num_tokens, -1).swapaxes(0, 1)
         return self.projections(slices, result_dtype=jnp.float32).swapaxes(0, 1)
 
 

@@ -99,8 +99,8 @@ class WukongLayer(nnx.Module):
         (x_in,) = operands(self.dtype, x)
         compact = self._mix(x, self.rank_weights).astype(x_in.dtype)  # [B, D, k]
         products = jnp.matmul(x_in, compact, preferred_element_type=jnp.float32)
-        products = self.product_norm(products.reshape(len(x), -1))
-        factorized = self.mlp(products).reshape(len(x), -1, x.shape[-1])
+        products = self.product_norm(products.reshape(x.shape[0], -1))
+        factorized = self.mlp(products).reshape(x.shape[0], -1, x.shape[-1])
         compressed = self._mix(x, self.compression).swapaxes(1, 2)
         out = jnp.concatenate([factorized, compressed], axis=1)
         if self.residual is not None:
@@ -150,4 +150,4 @@ class Wukong(nnx.Module):
             tokens = jnp.concatenate([tokens, numeric], axis=1)
         for layer in self.layers:
             tokens = layer(tokens)
-        return self.mlp(tokens.reshape(len(tokens), -1), rngs=rngs)
+        return self.mlp(tokens.reshape(tokens.shape[0], -1), rngs=rngs)

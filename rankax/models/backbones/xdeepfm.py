@@ -103,6 +103,6 @@ class XDeepFM(nnx.Module):
         logits = self.first_order(features.embedded["weight"], features.numeric)
         logits += self.cin_output(self.cin(tokens))
         if self.mlp_output is not None:
-            hidden = self.mlp(tokens.reshape(len(tokens), -1), rngs=rngs)
+            hidden = self.mlp(tokens.reshape(tokens.shape[0], -1), rngs=rngs)
             logits += self.mlp_output(hidden)
         return logits

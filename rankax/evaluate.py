@@ -4,11 +4,9 @@ from typing import Any
 
 import jax
 
-from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.observe.console import Console
-from rankax.training import run_folder
-from rankax.training.checkpoint import Checkpoints
+from rankax.training import run_folder, scoring
 from rankax.training.evaluator import evaluate as evaluate_split
 from rankax.training.evaluator import (
     tell_out_of_vocabulary,
@@ -39,17 +37,8 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     folder = run_folder.find(workdir, config)
     is_first = jax.process_index() == 0
     console = Console(quiet=not is_first)
-    # Only read: the run may be at work.
-    checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, None)
-    latest = checkpoints.latest_step
-    if latest is None:
-        raise ConfigError(f"{folder} holds no checkpoint yet; train it further")
-    step = checkpoints.record(latest)["plateau"]["best_step"] or latest
     steps = setup.steps
-    state = checkpoints.restore(
-        steps.abstract_state(), plan=steps.engine.plan, step=step
-    )
-    checkpoints.close()
+    state, step = scoring.restore(folder, steps)
     result: dict[str, Any] = {"step": step}
     for split in ("valid", "test") if config.eval.test else ("valid",):
         is_test = split == "test"

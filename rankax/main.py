@@ -8,6 +8,7 @@ for example experiments/quickstart.py:dcnv2.
 from collections.abc import Iterator
 import contextlib
 import difflib
+import io
 import re
 import sys
 import time
@@ -17,7 +18,7 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from rankax import evaluate, replay, train
+from rankax import evaluate, export, predict, replay, train
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.errors import DataError
@@ -28,10 +29,37 @@ from rankax.training import checkpoint
 from rankax.training.interruption import Interrupted
 from rankax.training.run_folder import RunFolderError
 
+
+def _predict(config: ExperimentConfig, workdir: str) -> None:
+    data, out = _PREDICT_DATA.value, _PREDICT_OUT.value
+    if not (data and out):
+        raise ConfigError(
+            "--mode=predict needs --predict_data=FOLDER/SPLIT, what to score, and "
+            "--predict_out=FILE.parquet, where to write it"
+        )
+    predict.predict(config, workdir, data=data, out=out, step=_STEP.value)
+
+
 _MODES = {
     "train": train.train,
     "evaluate": evaluate.evaluate,
+    "predict": _predict,
     "replay": replay.replay,
+    "export": lambda config, workdir: export.export(
+        config,
+        workdir,
+        step=_STEP.value,
+        folder=_BUNDLE.value,
+        rows=_ROWS_DTYPE.value,
+    ),
+}
+# Flags that only some modes know.
+_FLAGS_OF = {
+    "predict_data": ("predict",),
+    "predict_out": ("predict",),
+    "step": ("predict", "export"),
+    "bundle": ("export",),
+    "rows_dtype": ("export",),
 }
 
 # Errors whose message says all that a user needs.
@@ -42,6 +70,7 @@ _TOLD = (
     RunFolderError,
     StoreError,
     train.NonFiniteError,
+    export.ParityError,
 )
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -57,8 +86,37 @@ _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     list(_MODES),
-    "train: train and test; evaluate: score the best checkpoint of --workdir; replay: "
-    "take the step again that ended it with a NaN, and show what it was",
+    "train: train and test; evaluate: score the best checkpoint of --workdir; predict: "
+    "write what it says of each example of --predict_data; replay: take the step again "
+    "that ended the run with a NaN, and show what it was; export: write a bundle to "
+    "serve",
+)
+_PREDICT_DATA = flags.DEFINE_string(
+    "predict_data",
+    None,
+    "with --mode=predict: the examples to score, a split of a dataset folder as "
+    "FOLDER/SPLIT, on a disk or a store; it needs no labels",
+)
+_PREDICT_OUT = flags.DEFINE_string(
+    "predict_out",
+    None,
+    "with --mode=predict: the Parquet file to write, on a disk or a store",
+)
+_STEP = flags.DEFINE_integer(
+    "step",
+    None,
+    "with --mode=predict or export: of the checkpoint to use; the best by validation "
+    "without it",
+)
+_BUNDLE = flags.DEFINE_string(
+    "bundle", "", "with --mode=export: folder to write to; default: bundle in --workdir"
+)
+_ROWS_DTYPE = flags.DEFINE_enum(
+    "rows_dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "with --mode=export: of the tables' rows; bfloat16 takes half the room, and what "
+    "it costs in AUC and log loss is told",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -83,6 +141,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}; options start with --")
     config = _CONFIG.value
+    try:
+        _ = getattr(config, "validate", None)
+    except OSError as error:  # in place of a file that cannot be read
+        raise ConfigError(f"--config: {error}") from error
     if not isinstance(config, ExperimentConfig):
         raise ConfigError(
             f"get_config of --config returned {type(config).__name__}; it must return "
@@ -91,6 +153,12 @@ def main(argv: list[str]) -> None:
     config.validate()
     config.freeze()
     assert _WORKDIR.value is not None  # a required flag
+    for name, modes in _FLAGS_OF.items():
+        if flags.FLAGS[name].present and _MODE.value not in modes:
+            raise ConfigError(
+                f"--{name} is for --mode={' and '.join(modes)}, not for "
+                f"--mode={_MODE.value}"
+            )
     with _together():
         _MODES[_MODE.value](config, _WORKDIR.value)
 
@@ -153,10 +221,20 @@ def _text(error: BaseException) -> str:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags; a misspelt option of the configuration is answered with advice."""
+    told = io.StringIO()
     try:
-        return app.parse_flags_with_usage(argv)
+        with contextlib.redirect_stderr(told):
+            return app.parse_flags_with_usage(argv)
     except (KeyError, AttributeError) as error:
         raise ConfigError(_advice(str(error), argv)) from error
+    except SystemExit as end:
+        cause: BaseException | None = end
+        while cause := cause.__context__:
+            # The file's own; others on the way repeat it with a traceback in the text.
+            if isinstance(cause, ConfigError) and cause.__context__ is None:
+                raise cause from None
+        sys.stderr.write(told.getvalue())
+        raise
 
 
 def _advice(message: str, argv: list[str]) -> str:

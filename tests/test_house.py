@@ -142,8 +142,9 @@ def test_nothing_in_rankax_is_named_for_what_it_is_not():
         assert path.stem not in {"utils", "util", "helpers", "misc", "common"}, path
 
 
-def test_package_files_are_empty_but_the_lists_of_models():
+def test_package_files_are_empty_but_the_lists_of_models_and_what_servers_import():
     lists = {ROOT / "rankax/models" / kind / "__init__.py" for kind in _MODEL_KINDS}
+    lists.add(ROOT / "rankax/serving/__init__.py")
     for path in (ROOT / "rankax").rglob("__init__.py"):
         assert path in lists or not path.read_text().strip(), path
 

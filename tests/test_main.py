@@ -11,6 +11,7 @@ import pytest
 from rankax import main as program
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+QUICKSTART = "--config=experiments/quickstart.py"
 TINY = (
     "--config.data.source.num_train_rows=4000",
     "--config.data.source.num_valid_rows=500",
@@ -34,7 +35,7 @@ def run(*arguments, check=False):
 
 def test_train_then_evaluate_with_overrides_from_the_command_line(tmp_path):
     common = (
-        "--config=experiments/quickstart.py:lr",
+        f"{QUICKSTART}:lr",
         f"--workdir={tmp_path / 'run'}",
         *TINY,
     )
@@ -53,61 +54,87 @@ def test_train_then_evaluate_with_overrides_from_the_command_line(tmp_path):
     assert evaluation["test"] == result["metrics"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config.train.batchsize=3"], "did you mean --config.train.batch_size?"),
-        (["--config.trian.seed=3"], "did you mean --config.train.seed?"),
-        (
-            [
-                "--config.model.backbone.num_heads=2",
-                "--config.model.backbone.drop_out=0",
-            ],
-            "did you mean --config.model.backbone.dropout?",
-        ),
-        (["--config.train.seed=abc"], "invalid literal for int"),
-        (["--config.train.batch_size=100"], "must be a multiple of data.lanes"),
-        (["--mode=export"], "<train|evaluate|replay>"),
-        (["stray"], "unknown argument 'stray'"),
-    ],
-)
-def test_bad_flags_end_with_advice_and_no_traceback(tmp_path, arguments, message):
-    done = run(
-        "--config=experiments/quickstart.py", f"--workdir={tmp_path}/r", *arguments
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode != 0
-    assert message in output
-    assert "Traceback" not in output
-    assert not (tmp_path / "r").exists()
+# Arguments beside --workdir -> what is told.
+WRONG_FLAGS = [
+    ([QUICKSTART, "--config.train.batchsize=3"], "--config.train.batch_size?"),
+    ([QUICKSTART, "--config.trian.seed=3"], "did you mean --config.train.seed?"),
+    (
+        [
+            QUICKSTART,
+            "--config.model.backbone.num_heads=2",
+            "--config.model.backbone.drop_out=0",
+        ],
+        "did you mean --config.model.backbone.dropout?",
+    ),
+    ([QUICKSTART, "--config.train.seed=abc"], "invalid literal for int"),
+    ([QUICKSTART, "--config.train.batch_size=100"], "must be a multiple of data.lanes"),
+    ([QUICKSTART, "--mode=exports"], "<train|evaluate|predict|replay|export>"),
+    ([QUICKSTART, "--mode=predict"], "needs --predict_data=FOLDER/SPLIT"),
+    (
+        [QUICKSTART, "--step=3"],
+        "--step is for --mode=predict and export, not for --mode=train",
+    ),
+    ([QUICKSTART, "stray"], "unknown argument 'stray'"),
+    ([f"{QUICKSTART}:dcnv3"], "unknown model 'dcnv3'; did you mean 'dcnv2'?"),
+    (["--config=missing.py"], "No such file or directory: 'missing.py'"),
+    ([], "--config"),
+]
+# Lines of a configuration file -> what is told.
+WRONG_LINES = [
+    ("config.train.batch_size = '4096'", "TrainConfig.batch_size: expected int"),
+    ("config.train.batchsize = 4096", "did you mean 'batch_size'?"),
+    ("config.train.num_steps = 5", "data.source.path is empty"),
+    ("config = {}", "must return"),
+]
 
 
-def test_an_unknown_model_is_named_with_the_closest_one(tmp_path):
-    done = run("--config=experiments/quickstart.py:dcnv3", f"--workdir={tmp_path}/r")
-    assert done.returncode != 0
-    assert "unknown model 'dcnv3'; did you mean 'dcnv2'?" in done.stdout + done.stderr
-
-
-def test_a_wrong_type_or_key_in_the_file_is_told(tmp_path):
-    for line, message in (
-        ("config.train.batch_size = '4096'", "TrainConfig.batch_size: expected int"),
-        ("config.train.batchsize = 4096", "did you mean 'batch_size'?"),
-        ("config.train.num_steps = 5", "data.source.path is empty"),
-        ("config = {}", "must return"),
-    ):
-        path = tmp_path / "config.py"
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """Arguments -> exit status and output of a command with mistakes."""
+    folder = tmp_path_factory.mktemp("wrong")
+    cases = {tuple(arguments): arguments for arguments, _ in WRONG_FLAGS}
+    for number, (line, _) in enumerate(WRONG_LINES):
+        path = folder / f"config_{number}.py"
         path.write_text(
             "from rankax.config.experiment import ExperimentConfig\n"
-            f"def get_config(arg=''):\n config = ExperimentConfig()\n {line}\n return config\n"
+            "def get_config(arg=''):\n"
+            f" config = ExperimentConfig()\n {line}\n return config\n"
         )
-        done = run(f"--config={path}", f"--workdir={tmp_path}/r")
-        assert done.returncode != 0
-        assert message in done.stdout + done.stderr, line
+        cases[line] = [f"--config={path}"]
+    commands = [[*own, f"--workdir={folder}/run"] for own in cases.values()]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.main_in_forks"],
+        cwd=REPOSITORY,
+        input=json.dumps(commands),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert not (folder / "run").exists()
+    return dict(zip(cases, json.loads(done.stdout), strict=True))
 
 
-def test_missing_flags_are_told():
-    done = run("--workdir=somewhere")
-    assert done.returncode != 0 and "--config" in done.stdout + done.stderr
+@pytest.mark.parametrize(("arguments", "message"), WRONG_FLAGS)
+def test_wrong_flags_end_with_advice_and_no_traceback(ends, arguments, message):
+    status, output = ends[tuple(arguments)]
+    assert status != 0
+    assert message in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG_LINES)
+def test_a_wrong_type_or_key_in_the_file_is_told(ends, line, message):
+    status, output = ends[line]
+    assert status != 0
+    assert message in output
+
+
+def test_a_mistake_ends_the_command_itself(tmp_path):
+    done = run(QUICKSTART, f"--workdir={tmp_path}/r", "--config.train.batchsize=3")
+    assert done.returncode == 1
+    assert "did you mean --config.train.batch_size?" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_help_explains_both_flags():

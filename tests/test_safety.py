@@ -301,6 +301,10 @@ def check_card(load):
         return
     text = card.to_json()
     assert cards.from_dict(json.loads(text), where="again").to_json() == text
+    if not card.labels:  # of examples that are only to be scored
+        with pytest.raises(DataError, match="names no label"):
+            Schema.select(card)
+        return
     schema = Schema.select(card)
     assert len(schema.tasks) == len(card.labels)
     assert schema.num_id_columns == sum(slot.width for slot in schema.slots)

@@ -502,7 +502,7 @@ def test_a_killed_sweep_of_real_runs_goes_on(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     first.send_signal(signal.SIGTERM)
-    assert first.wait(60) != 0
+    assert first.wait(240) != 0  # its runs end after the step that they are at
     assert len(rows_of(tmp_path)) < 5
 
     subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=600)

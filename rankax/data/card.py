@@ -9,9 +9,9 @@ import dataclasses
 import json
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rankax.data import records, storage
+from rankax.data import records
 from rankax.data.errors import DataError
 from rankax.data.fields import (
     CategoricalField,
@@ -28,7 +28,9 @@ from rankax.data.fields import (
     check_field,
     check_table,
 )
-from rankax.data.storage import Location
+
+if TYPE_CHECKING:
+    from rankax.data.storage import Location
 
 FORMAT = 1
 FILE_NAME = "dataset.json"
@@ -90,6 +92,7 @@ class Card:
     """See the module. Empty column names mean that the data set has no such column.
 
     Attributes:
+        labels: of the tasks; none in a data set that is only to be scored.
         weight: column of example weights (float).
         group: column of the group for GAUC, usually the user (integer or text).
         time: column of the event time (integer or timestamp).
@@ -130,8 +133,6 @@ class Card:
                     f"card {self.name!r}: {name!r} cannot be the name of a split, "
                     "which is that of a folder beside the card; use letters and digits"
                 )
-        if not self.labels:
-            raise DataError(f"card {self.name!r} names no label")
         for table in self.tables:
             check_table(table)
         for entry in self.slices:
@@ -144,23 +145,31 @@ class Card:
         for field in self.fields:
             check_field(field, tables)
 
-    def to_json(self) -> str:
-        """Returns the text of `dataset.json`."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `from_dict` takes."""
         tree = dataclasses.asdict(self)
         tree["fields"] = [_entry(field, _KINDS) for field in self.fields]
-        return json.dumps(tree, indent=1) + "\n"
+        return tree
 
-    def save(self, folder: str | os.PathLike[str] | Location) -> None:
+    def to_json(self) -> str:
+        """Returns the text of `dataset.json`."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    def save(self, folder: "str | os.PathLike[str] | Location") -> None:
         """Writes `dataset.json` into the folder."""
+        from rankax.data import storage  # needs pyarrow, which a scorer does without
+
         (storage.locate(folder) / FILE_NAME).write_text(self.to_json())
 
 
-def load(folder: str | os.PathLike[str] | Location) -> Card:
+def load(folder: "str | os.PathLike[str] | Location") -> Card:
     """Reads the card of a dataset folder, local or on an object store.
 
     Raises:
         DataError: no card there, one that cannot be understood, or no access.
     """
+    from rankax.data import storage  # needs pyarrow, which a scorer does without
+
     place = storage.locate(folder)
     path = place / FILE_NAME
     if not path.is_file():

@@ -7,7 +7,7 @@ takes few rows of each. A split of fewer than 2 · L row groups may be in memory
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Container, Generator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 import dataclasses
 import sys
 from typing import Any, NamedTuple
@@ -178,6 +178,43 @@ def examples_at(
             place = int(_shuffled(segments, seed, epoch)[place])
         found.append((unit.group, place))
     return found
+
+
+def row_numbers(
+    source: SplitSource, *, batch_size: int, lanes: int
+) -> Iterator[np.ndarray]:
+    """Yields where the examples of each batch without shuffling stand in the split.
+
+    Args:
+        source: the split.
+        batch_size: B.
+        lanes: L; with one lane the numbers rise from 0.
+
+    Yields:
+        [B] int64, rows counted over all row groups of the split; -1 = padding.
+    """
+    first = np.cumsum(source.rows_per_group) - source.rows_per_group
+    windows = order.one_window(source.rows_per_group)
+    plan = order.lane_plan(windows, lanes=lanes, seed=0, epoch=0, shuffle=False)
+    ends = [np.cumsum([unit.num_rows for unit in lane]) for lane in plan]
+    shifts = [
+        np.array([first[unit.group] + unit.stop for unit in lane]) - end
+        for lane, end in zip(plan, ends, strict=True)
+    ]
+    rows_per_lane = batch_size // lanes
+    for start in range(0, max(int(end[-1]) for end in ends), rows_per_lane):
+        rows = np.arange(start, start + rows_per_lane)
+        yield np.concatenate(
+            [
+                np.where(rows < end[-1], rows + shift[_unit(rows, end)], -1)
+                for end, shift in zip(ends, shifts, strict=True)
+            ]
+        )
+
+
+def _unit(rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Returns the unit that each row of a lane is in; the last one for padding."""
+    return np.minimum(np.searchsorted(ends, rows, side="right"), len(ends) - 1)
 
 
 def _closing(iterator: Any) -> Generator[tuple[Any, Position], None, None]:

@@ -90,6 +90,7 @@ class ParquetSplit:
             if (place.name, -1) not in without
         ]
         self._columns = list(packing.needed_columns(schema))
+        self._labels = [label.column or label.name for label in schema.labels]
         self._time = card.time
         footers = _footers(places)
         self._metadata = {
@@ -226,9 +227,14 @@ class ParquetSplit:
                     there = ""
                     if name in expected:
                         there = f", but {expected[name][1].name} has it"
+                    advice = suggest(name, schema.names)
+                    if name in self._labels:
+                        advice += (
+                            ". It is a label: examples without labels, which are only "
+                            f'to be scored, need "labels": [] in {FILE_NAME}'
+                        )
                     raise DataError(
-                        f"{place}: column {name!r} is missing{there}; "
-                        f"{suggest(name, schema.names)}"
+                        f"{place}: column {name!r} is missing{there}; {advice}"
                     )
                 found = schema.field(name).type
                 first, first_place = expected.setdefault(name, (found, place))

@@ -110,8 +110,13 @@ class Schema:
                 ids outside [0, V) are looked up there, in row V, and train it.
 
         Raises:
-            DataError: a name that the card does not have.
+            DataError: a name that the card does not have, or no label at all.
         """
+        if not card.labels:
+            raise DataError(
+                f"card {card.name!r} names no label, so its examples can only be "
+                "scored (--mode=predict); name one in dataset.json"
+            )
         return cls(
             card=card,
             fields=_pick("data.fields", card.fields, fields, card.name),
@@ -241,8 +246,10 @@ class Schema:
 
     @property
     def has_true_probability(self) -> bool:
-        """Whether the true probability of every task is known."""
-        return all(label.true_probability for label in self.labels)
+        """Whether there are tasks, and the true probability of every one is known."""
+        return bool(self.labels) and all(
+            label.true_probability for label in self.labels
+        )
 
 
 def _pick(option: str, known: Sequence, names: Sequence[str], card: str) -> tuple:

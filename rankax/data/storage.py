@@ -72,6 +72,12 @@ class Location:
         return self.path.rstrip("/").rpartition("/")[2]
 
     @property
+    def parent(self) -> "Location":
+        """The folder that it lies in."""
+        path = self.path.rstrip("/").rpartition("/")[0]
+        return dataclasses.replace(self, path=path)
+
+    @property
     def is_local(self) -> bool:
         """Whether it lies on a disk of this machine."""
         return isinstance(self.filesystem, fs.LocalFileSystem)

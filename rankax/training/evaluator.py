@@ -1,13 +1,11 @@
 """Metrics of one whole split, read through the same reader as training."""
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
 from etils import epath
 import jax
-import numpy as np
 
 from rankax.config.experiment import ExperimentConfig
 from rankax.data import lanes
@@ -19,13 +17,12 @@ from rankax.metrics.task_metrics import TaskMetrics, mean_over_tasks
 from rankax.observe.console import Console
 from rankax.parallel import processes
 from rankax.parallel.processes import Votes
-from rankax.training import interruption
+from rankax.training import interruption, scoring
 from rankax.training.interruption import StopRequest
 from rankax.training.predictions import PredictionWriter
 from rankax.training.state import TrainState
 from rankax.training.step import Steps
 
-_IN_FLIGHT = 2  # batches given to the devices ahead of the one being read back
 _SCORED = ("labels", "weight", "group", "true_probability", "slices")
 
 
@@ -89,24 +86,29 @@ def evaluate(
     if is_final and schema.slices:
         columns = {entry.name: entry.values for entry in schema.slices}
         by_slice = SliceMetrics(schema.tasks, columns)
-    batch_size = config.eval.batch_size or config.train.batch_size
     total = lanes.num_batches_per_epoch(
-        source, batch_size=batch_size, lanes=config.data.lanes
+        source, batch_size=scoring.batch_size(config), lanes=config.data.lanes
     )
     track = console.track(f"evaluate {source.name}", total=total)
     is_first = jax.process_index() == 0
     writer = None
     if predictions and is_first:
         writer = PredictionWriter(predictions, schema.tasks)
-    votes = Votes(lag=_IN_FLIGHT)
-    scored = _scores(steps, state, source, config, batch_size)
+    votes = Votes(lag=scoring.IN_FLIGHT)
+    scored = scoring.scores(
+        steps,
+        state,
+        source,
+        schema,
+        config,
+        lanes=config.data.lanes,
+        names=_SCORED,
+    )
     total = None
     for number, (logits, counts, arrays) in enumerate(scored, 1):
         stopped_by = votes.cast(stop.number if stop else 0)
         interruption.check(stopped_by, f"while it read {source.name}")
-        steps.engine.check_rounds(counts)
         total = counters.accumulate(total, counts)
-        arrays = processes.gather({k: arrays[k] for k in _SCORED if k in arrays})
         if not is_first:
             continue
         for t, task in enumerate(schema.tasks):
@@ -171,36 +173,3 @@ def tell_out_of_vocabulary(
                 f"{split}: {counts['out_of_vocabulary']:,} of {counts['looked_up']:,} "
                 f"ids are outside table {name} and got its default row"
             )
-
-
-def _scores(
-    steps: Steps,
-    state: TrainState,
-    source: SplitSource,
-    config: ExperimentConfig,
-    batch_size: int,
-) -> Iterator[tuple[np.ndarray, counters.Counts, dict[str, np.ndarray]]]:
-    """Yields logits [B, T], counts and the host's arrays of each batch, in order."""
-    shard = steps.input_shard(batch_size)
-    batches = lanes.read_batches(
-        source,
-        steps.schema,
-        batch_size=batch_size,
-        lanes=config.data.lanes,
-        seed=0,
-        shuffle=False,
-        num_epochs=1,
-        shard_index=shard.index,
-        shard_count=shard.count,
-        num_threads=config.data.num_threads,
-        map_batch=lambda arrays: (steps.to_devices(arrays), arrays),
-        prefetch_batches=config.data.prefetch_batches,
-    )
-    waiting: deque[tuple[Any, dict[str, np.ndarray]]] = deque()
-    for (batch, arrays), _ in batches:
-        waiting.append((steps.evaluate(state, batch), arrays))
-        if len(waiting) > _IN_FLIGHT:
-            scored, arrays = waiting.popleft()
-            yield *jax.device_get(scored), arrays
-    for scored, arrays in waiting:
-        yield *jax.device_get(scored), arrays

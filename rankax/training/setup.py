@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 import numpy as np
 
 from rankax.config.base import ConfigError, suggest
@@ -120,24 +121,8 @@ def set_up(config: ExperimentConfig, workdir: str = "") -> Setup:
         DataError: a data set that cannot be used.
     """
     config.validate()
-    mesh = meshes.make_mesh(data=config.mesh.data, model=config.mesh.model)
-    for name, size in (
-        ("train.batch_size", config.train.batch_size),
-        ("eval.batch_size", config.eval.batch_size),
-    ):
-        if size % mesh.size:
-            raise ConfigError(
-                f"{name} = {size} must be a multiple of the {mesh.size} devices; use "
-                f"{max(size // mesh.size, 1) * mesh.size}"
-            )
-    card = sources.load_card(config.data.source)
-    schema = Schema.select(
-        card,
-        fields=config.data.fields,
-        tasks=config.data.tasks,
-        slices=config.eval.slices,
-        default_row=config.tables.out_of_range == "default_row",
-    )
+    mesh, schema = mesh_of(config), schema_of(config)
+    card = schema.card
     metric = config.eval.metric or f"{schema.tasks[0]}/auc"
     task, _, name = metric.rpartition("/")
     tasks = (*schema.tasks, MEAN)
@@ -177,6 +162,40 @@ def set_up(config: ExperimentConfig, workdir: str = "") -> Setup:
         selection_metric=metric,
         is_higher_better=is_higher_better,
         left_out=left_out,
+    )
+
+
+def mesh_of(config: ExperimentConfig) -> Mesh:
+    """Returns the devices of a run, over which its batches divide.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    mesh = meshes.make_mesh(data=config.mesh.data, model=config.mesh.model)
+    for name, size in (
+        ("train.batch_size", config.train.batch_size),
+        ("eval.batch_size", config.eval.batch_size),
+    ):
+        if size % mesh.size:
+            raise ConfigError(
+                f"{name} = {size} must be a multiple of the {mesh.size} devices; use "
+                f"{max(size // mesh.size, 1) * mesh.size}"
+            )
+    return mesh
+
+
+def schema_of(config: ExperimentConfig) -> Schema:
+    """Returns the fields and tasks of a run; reads the card of its data set alone.
+
+    Raises:
+        DataError: no card, or one without what the run names.
+    """
+    return Schema.select(
+        sources.load_card(config.data.source),
+        fields=config.data.fields,
+        tasks=config.data.tasks,
+        slices=config.eval.slices,
+        default_row=config.tables.out_of_range == "default_row",
     )
 
 

@@ -113,16 +113,14 @@ def _choose(saved: Checkpoints, step: int | None, init_from: str) -> Checkpoint:
     advice = (
         "Name another checkpoint in checkpoint.init_from, or bring back a good copy"
     )
-    latest = saved.latest_step
-    if latest is None or step not in (None, *saved.steps):
+    if step is None:
+        step = saved.best_step(advice=advice)
+    if step not in saved.steps:
         raise ConfigError(
             f"checkpoint.init_from = {init_from!r} holds no checkpoint; name a run "
             f"folder or one of its {run_folder.CHECKPOINTS}/<step>"
         )
-    if step is not None:
-        return saved.at(step, advice=advice)
-    best_steps = saved.at(latest, advice=advice).contents["best_steps"]
-    return saved.at([latest, *best_steps][-1], advice=advice)
+    return saved.at(step, advice=advice)
 
 
 def _check(lines: list[Line], config: CheckpointConfig) -> None:

@@ -199,7 +199,6 @@ def test_card_that_is_not_json_is_refused(tmp_path):
         ("fields/6/default", float("inf"), "default = inf must be finite"),
         ("fields/6/transforms", [], r"fields\[6\]: unknown key 'transforms'"),
         ("fields/2/name", "tags", "names field 'tags' twice"),
-        ("labels", [], "names no label"),
         ("splits/train/num_rows", None, r"splits\['train'\]: key 'num_rows' is miss"),
         ("splits", [], "splits: expected an object"),
         ("slices", {}, "slices: expected a list"),

@@ -426,3 +426,26 @@ def test_examples_of_a_batch_are_found_in_the_split(shuffle, time_window):
         num_padded += int((batch["weight"] == 0).sum())
         position = after
     assert num_padded == 2 * (48 - 41)
+
+
+# ---------------------------------------------------------------- where rows stand
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(
+    rows=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(
+        lambda rows: sum(rows) >= 4
+    ),
+    num_lanes=st.sampled_from([1, 2, 4]),
+)
+def test_row_numbers_are_those_of_the_batches(rows, num_lanes):
+    source = numbered(*rows)
+    batches = rows_of(read(source, lanes_=num_lanes, shuffle=False))
+    found = lanes.row_numbers(source, batch_size=8, lanes=num_lanes)
+    expected = [[row if weight else -1 for row, weight in batch] for batch in batches]
+    assert [own.tolist() for own in found] == expected
+
+
+def test_one_lane_keeps_to_the_order_of_the_split():
+    found = lanes.row_numbers(numbered(5, 9, 3), batch_size=8, lanes=1)
+    assert np.concatenate(list(found)).tolist() == [*range(17), *[-1] * 7]

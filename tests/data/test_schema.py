@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from rankax.data.card import (
@@ -129,3 +131,8 @@ def test_vectors_are_numeric_columns_in_the_order_of_the_card():
     assert schema.num_numeric == 7
     assert (schema.slots[0].default, schema.slots[0].boundaries) == (3, (18, 30))
     assert Schema.select(card, fields=["age"]).num_numeric == 0
+
+
+def test_a_run_needs_a_label():
+    with pytest.raises(DataError, match="names no label, so its examples can only be"):
+        Schema.select(dataclasses.replace(CARD, labels=()))

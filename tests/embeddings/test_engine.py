@@ -167,7 +167,14 @@ class Checker:
 
 
 @pytest.mark.parametrize("sparse", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        # They have nothing that the largest and the smallest do not have.
+        pytest.param(mesh, id=name, marks=[pytest.mark.slow] * (name in ("2", "4")))
+        for name, mesh in MESHES.items()
+    ],
+)
 def test_lookup_and_update_equal_the_dense_oracle(mesh, sparse):
     engine = make_engine(mesh, sparse=sparse)
     train(engine, sparse, check=Checker(engine, sparse))
@@ -211,7 +218,9 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def test_neither_rounds_nor_the_place_of_deduplication_change_a_bit(dtype):
     sparse = OPTIMIZERS["lazy_adam"]
     few = np.zeros((8, 6), np.int32)

@@ -92,7 +92,7 @@ def test_slow_input_is_waited_for_and_told(data, whole, tmp_path, monkeypatch):
     original = ParquetSplit.read
 
     def slow(self, group):
-        time.sleep(0.1)
+        time.sleep(0.3)  # more than compiling can hide
         return original(self, group)
 
     monkeypatch.setattr(ParquetSplit, "read", slow)

@@ -13,11 +13,11 @@ import json
 import pathlib
 import shutil
 from typing import Any
+import uuid
 
 from etils import epath
 import jax
 from jax import export as jax_export
-import jax.numpy as jnp
 import numpy as np
 from numpy.lib import format as npy
 import pyarrow as pa
@@ -26,7 +26,6 @@ from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data import packing
 from rankax.data.schema import Schema
-from rankax.embeddings import precision, remap
 from rankax.metrics import auc, binary
 from rankax.observe import stores
 from rankax.observe.console import Console
@@ -37,7 +36,7 @@ from rankax.serving import features
 from rankax.serving.bundle import Role
 from rankax.serving.scorer import Scorer
 from rankax.training import origin as origins
-from rankax.training import run_folder, scoring
+from rankax.training import run_folder, scoring, served
 from rankax.training.checkpoint import save_arrays
 from rankax.training.setup import Setup, set_up
 from rankax.training.state import TrainState
@@ -93,13 +92,7 @@ def export(
         )
     setup = set_up(config, workdir)
     run = run_folder.find(workdir, config)
-    place = stores.locate(folder) if folder else run / FOLDER
-    if not stores.is_on_disk(place):
-        raise ConfigError(
-            f"a bundle is mapped into memory, which {place} cannot be; name a folder "
-            "on a disk by --bundle, and copy it where it is served"
-        )
-    target = pathlib.Path(place)
+    target = bundle_folder(run, folder)
     state, step = scoring.restore(run, setup.steps, step=step)
     with run_folder.explained(str(target)), Console() as console:
         console.message(f"exporting step {step:,} of {run} to {target}")
@@ -119,6 +112,25 @@ def export(
     return signature
 
 
+def bundle_folder(run: epath.Path, folder: str) -> pathlib.Path:
+    """Returns where the bundle of a run is.
+
+    Args:
+        run: its folder.
+        folder: what --bundle says; "" = in the run folder.
+
+    Raises:
+        ConfigError: that is on a store.
+    """
+    place = stores.locate(folder) if folder else run / FOLDER
+    if not stores.is_on_disk(place):
+        raise ConfigError(
+            f"a bundle is mapped into memory, which {place} cannot be; name a folder "
+            "on a disk by --bundle, and copy it where it is served"
+        )
+    return pathlib.Path(place)
+
+
 # -------------------------------------------------------------------- what is written
 
 
@@ -127,20 +139,13 @@ def _write_parameters(
 ) -> None:
     """Writes rows, dense parameters, the scoring function and the Orbax checkpoint."""
     arrays: dict[str, Any] = {}
-    parts = steps.engine.plan.parts
-    tables = [(part, i) for part in parts for i in range(len(part.tables))]
+    tables = served.tables_of(steps, state)
     track = console.track("write tables", total=len(tables))
-    for number, (part, index) in enumerate(tables, 1):
-        spec = part.tables[index].spec
-        path = draft / bundles.rows_file(part.role, spec.name)
-        stack = (
-            state.tables[part.name]["rows"]
-            if part.name in state.tables
-            else state.params[TABLES][part.name]
-        )
-        pieces = remap.read_table(stack, stack=part, index=index)
-        _write_rows(path, (spec.num_rows, spec.dim), _as(dtype, pieces), dtype)
-        arrays[f"rows/{part.role}/{spec.name}"] = np.load(
+    for number, table in enumerate(tables, 1):
+        path = draft / bundles.rows_file(table.role, table.name)
+        shape = table.num_rows, table.dim
+        _write_rows(path, shape, table.read(dtype), dtype)
+        arrays[f"rows/{table.role}/{table.name}"] = np.load(
             path, mmap_mode="r", allow_pickle=False
         )
         track.update(number)
@@ -152,16 +157,6 @@ def _write_parameters(
     function = exported(score, dense, steps.schema, steps.engine.plan.dims)
     (draft / bundles.FUNCTION).write_bytes(function.serialize())
     save_arrays(draft / bundles.ORBAX, dense | arrays)
-
-
-def _as(dtype: str, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Converts rows [n, D], float32 or uint16 patterns, to what the bundle holds."""
-    for piece in pieces:
-        if dtype == "float32" and piece.dtype == np.uint16:
-            piece = (piece.astype(np.uint32) << 16).view(np.float32)
-        elif dtype == "bfloat16" and piece.dtype == np.float32:
-            piece = np.asarray(precision.nearest(jnp.asarray(piece)))
-        yield piece
 
 
 def _write_rows(
@@ -219,6 +214,7 @@ def _signature(config: ExperimentConfig, setup: Setup, rows: str) -> dict[str, A
         roles[part.role].tables.update(own)
     return {
         "format": bundles.FORMAT,
+        "id": uuid.uuid4().hex,
         "model": type(config.model.backbone).__name__,
         "inputs": _inputs(schema),
         "outputs": {

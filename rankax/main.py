@@ -18,7 +18,7 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from rankax import evaluate, export, predict, replay, train
+from rankax import evaluate, export, predict, publish, replay, train
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.errors import DataError
@@ -52,14 +52,24 @@ _MODES = {
         folder=_BUNDLE.value,
         rows=_ROWS_DTYPE.value,
     ),
+    "publish": lambda config, workdir: publish.publish(
+        config,
+        workdir,
+        step=_STEP.value,
+        folder=_BUNDLE.value,
+        dense_every=_DENSE_EVERY.value,
+        max_bytes=_MAX_DELTA_BYTES.value,
+    ),
 }
 # Flags that only some modes know.
 _FLAGS_OF = {
     "predict_data": ("predict",),
     "predict_out": ("predict",),
-    "step": ("predict", "export"),
-    "bundle": ("export",),
+    "step": ("predict", "export", "publish"),
+    "bundle": ("export", "publish"),
     "rows_dtype": ("export",),
+    "dense_every": ("publish",),
+    "max_delta_bytes": ("publish",),
 }
 
 # Errors whose message says all that a user needs.
@@ -89,7 +99,7 @@ _MODE = flags.DEFINE_enum(
     "train: train and test; evaluate: score the best checkpoint of --workdir; predict: "
     "write what it says of each example of --predict_data; replay: take the step again "
     "that ended the run with a NaN, and show what it was; export: write a bundle to "
-    "serve",
+    "serve; publish: write what has changed since as the bundle's next delta",
 )
 _PREDICT_DATA = flags.DEFINE_string(
     "predict_data",
@@ -105,11 +115,13 @@ _PREDICT_OUT = flags.DEFINE_string(
 _STEP = flags.DEFINE_integer(
     "step",
     None,
-    "with --mode=predict or export: of the checkpoint to use; the best by validation "
-    "without it",
+    "with --mode=predict, export or publish: of the checkpoint to use; without it the "
+    "best by validation, of publish the newest",
 )
 _BUNDLE = flags.DEFINE_string(
-    "bundle", "", "with --mode=export: folder to write to; default: bundle in --workdir"
+    "bundle",
+    "",
+    "with --mode=export or publish: folder of the bundle; default: bundle in --workdir",
 )
 _ROWS_DTYPE = flags.DEFINE_enum(
     "rows_dtype",
@@ -117,6 +129,17 @@ _ROWS_DTYPE = flags.DEFINE_enum(
     ["float32", "bfloat16"],
     "with --mode=export: of the tables' rows; bfloat16 takes half the room, and what "
     "it costs in AUC and log loss is told",
+)
+_DENSE_EVERY = flags.DEFINE_integer(
+    "dense_every",
+    1,
+    "with --mode=publish: dense parameters go with every so many-th delta",
+)
+_MAX_DELTA_BYTES = flags.DEFINE_integer(
+    "max_delta_bytes",
+    0,
+    "with --mode=publish: limit of the rows of a delta; those that have moved furthest "
+    "go first, the others with later deltas; 0 = none",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -155,9 +178,9 @@ def main(argv: list[str]) -> None:
     assert _WORKDIR.value is not None  # a required flag
     for name, modes in _FLAGS_OF.items():
         if flags.FLAGS[name].present and _MODE.value not in modes:
+            known = ", ".join(modes[:-1]) + " and " * (len(modes) > 1) + modes[-1]
             raise ConfigError(
-                f"--{name} is for --mode={' and '.join(modes)}, not for "
-                f"--mode={_MODE.value}"
+                f"--{name} is for --mode={known}, not for --mode={_MODE.value}"
             )
     with _together():
         _MODES[_MODE.value](config, _WORKDIR.value)

@@ -72,7 +72,7 @@ WRONG_FLAGS = [
     ([QUICKSTART, "--mode=predict"], "needs --predict_data=FOLDER/SPLIT"),
     (
         [QUICKSTART, "--step=3"],
-        "--step is for --mode=predict and export, not for --mode=train",
+        "--step is for --mode=predict, export and publish, not for --mode=train",
     ),
     ([QUICKSTART, "stray"], "unknown argument 'stray'"),
     ([f"{QUICKSTART}:dcnv3"], "unknown model 'dcnv3'; did you mean 'dcnv2'?"),

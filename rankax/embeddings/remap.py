@@ -89,24 +89,33 @@ def carry(
 
 
 def read_table(
-    array: jax.Array, *, stack: Placement, index: int
+    array: jax.Array,
+    *,
+    stack: Placement,
+    index: int,
+    ids: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields the rows of one table in order, at most 64 MB of them at a time.
+    """Yields rows of one table, at most 64 MB of them at a time.
 
     Args:
         array: [S, R, ...] of a row group or [V, ...] of a replicated stack.
         stack: its placement.
         index: of the table in the stack.
+        ids: [n], the rows to read; None = all of them in order.
     """
     numbers = math.prod(array.shape[row_axes(stack) :])
     num_rows = stack.tables[index].spec.num_rows
-    size = min(num_rows, max(_PIECE_BYTES // 4 // numbers, 1))
-    for start in range(0, num_rows, size):
-        # Ids past the last row fill the last piece up, so that one size is compiled.
-        ids = np.minimum(np.arange(start, start + size), num_rows - 1)
-        rows = stack.table_rows(index, ids.astype(np.int32))
+    total = num_rows if ids is None else len(ids)
+    # Of chosen rows powers of two, so that few sizes are compiled.
+    size = total if ids is None else 1 << max(total - 1, 0).bit_length()
+    size = min(size, max(_PIECE_BYTES // 4 // numbers, 1))
+    for start in range(0, total, size):
+        # The last piece is filled up with its last row.
+        places = np.minimum(np.arange(start, start + size), total - 1)
+        chosen = places if ids is None else ids[places]
+        rows = stack.table_rows(index, chosen.astype(np.int32))
         values = _read(array, rows, row_axes=row_axes(stack), sharding=array.sharding)
-        yield np.asarray(values)[: num_rows - start]
+        yield np.asarray(values)[: total - start]
 
 
 def row_axes(stack: Placement) -> int:

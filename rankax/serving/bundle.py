@@ -6,6 +6,7 @@
     score.jax_export          StableHLO of the scoring function for cpu, cuda and tpu
     golden.json               some candidates with their logits
     orbax/                    dense parameters and rows as a plain Orbax checkpoint
+    deltas/                   what has changed since (`rankax.serving.delta`)
 
 The scoring function takes the dense parameters, the looked-up rows of every id column,
 lengths, numbers and weights of lists (`rankax.data.schema`), for any number of
@@ -63,7 +64,7 @@ def rows_file(role: str, table: str) -> str:
 
 
 class Bundle:
-    """An opened bundle; rows are mapped into memory when they are first used.
+    """An opened bundle.
 
     Attributes:
         folder: where it is.
@@ -112,6 +113,10 @@ class Bundle:
                 name: {table: self.schema.num_rows[table] for table in role.tables}
                 for name, role in self.roles.items()
             }
+            if not (type(self.signature["id"]) is str and self.signature["id"]):
+                raise TypeError("id")
+            if type(self.signature["step"]) is not int:
+                raise TypeError("step")
             self.golden_tolerance = float(self.signature["golden_tolerance"])
             sizes = dict(self.signature["files"])
         except (KeyError, AttributeError, TypeError, ValueError) as error:
@@ -141,9 +146,8 @@ class Bundle:
         ]
         return [DENSE, FUNCTION, GOLDEN, *rows]
 
-    @functools.cached_property
-    def rows(self) -> dict[str, dict[str, np.ndarray]]:
-        """Role -> table -> [V, D], mapped.
+    def map_rows(self) -> dict[str, dict[str, np.ndarray]]:
+        """Maps all rows: role -> table -> [V, D]; changes to them stay in memory.
 
         Raises:
             BundleError: a file of another dtype or shape.
@@ -189,7 +193,7 @@ class Bundle:
     def _map(self, role: str, table: str) -> np.ndarray:
         own, path = self.roles[role], self.folder / rows_file(role, table)
         try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            rows = np.load(path, mmap_mode="c", allow_pickle=False)
         except (ValueError, OSError) as error:
             raise BundleError(
                 f"{path} is damaged ({error}); copy or export the bundle again"

@@ -11,6 +11,8 @@ import numpy as np
 from rankax.metrics import binary
 from rankax.serving import features as packing
 from rankax.serving.bundle import Bundle, BundleError, Role
+from rankax.serving.delta import file_of, numbers
+from rankax.serving.versions import Version, Versions
 
 # Numbers of candidates that are compiled for; others are filled up to the next.
 SIZES = (1, 8, 32, 128, 512, 1024)
@@ -45,17 +47,17 @@ class Scorer:
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         self.tasks = self.bundle.schema.tasks
-        self._schema, self._rows = self.bundle.schema, self.bundle.rows
+        self._schema, self._versions = self.bundle.schema, Versions(self.bundle)
         self._sizes = tuple(sorted(set(sizes)))
         if not self._sizes or self._sizes[0] < 1:
             raise ValueError(f"sizes must be numbers from 1 on, found {sizes}")
-        self._dense = jax.device_put(self.bundle.dense)
         self._score = jax.jit(self.bundle.function().call)
         self._lock = threading.Lock()
         self._outside = dict.fromkeys(self._schema.default_rows, 0)
         try:
-            for size in self._sizes:
-                self._call(self._inputs(None, slice(0, 0), size))
+            with self._versions.reading() as version:
+                for size in self._sizes:
+                    self._call(version, self._inputs(version, None, slice(0, 0), size))
         except (TypeError, ValueError) as error:  # of jax, whose arguments do not fit
             raise BundleError(
                 f"{self.bundle.folder}: its scoring function takes other inputs than "
@@ -64,6 +66,41 @@ class Scorer:
         if is_checked:
             self._check_golden()
         self._outside = dict.fromkeys(self._outside, 0)
+
+    @property
+    def step(self) -> int:
+        """Training step of the newest parameters."""
+        return self._versions.newest.step
+
+    @property
+    def number(self) -> int:
+        """Of the last delta; 0 = the bundle itself."""
+        return self._versions.newest.number
+
+    def apply(self, path: str | pathlib.Path) -> None:
+        """Applies the bundle's next delta, while other threads go on scoring.
+
+        Each of their requests is scored by all of the delta or by nothing of it.
+
+        Args:
+            path: its file (`rankax.serving.delta.file_of`).
+
+        Raises:
+            DeltaError: it is damaged, of another bundle, or not the next one; nothing
+                has changed.
+        """
+        self._versions.apply(path)
+
+    def catch_up(self) -> int:
+        """Applies all deltas that are in the bundle's folder; returns how many.
+
+        Raises:
+            DeltaError: one is damaged or missing; those before it are applied.
+        """
+        first = self.number
+        while (waiting := numbers(self.bundle.folder)) and waiting[-1] > self.number:
+            self.apply(file_of(self.bundle.folder, self.number + 1))
+        return self.number - first
 
     @property
     def out_of_vocabulary(self) -> dict[str, int]:
@@ -94,18 +131,29 @@ class Scorer:
         self, features: Mapping[str, Any], shared: Mapping[str, Any] | None = None
     ) -> np.ndarray:
         """Returns [n, T] float32; arguments and errors as for `score`."""
+        return self.logits_at(features, shared)[0]
+
+    def logits_at(
+        self, features: Mapping[str, Any], shared: Mapping[str, Any] | None = None
+    ) -> tuple[np.ndarray, int]:
+        """Returns logits [n, T] float32, and the training step that they are of.
+
+        Arguments and errors as for `score`.
+        """
         packed = packing.pack(self._schema, features, shared or {})
         n, most = packed.num_rows, self._sizes[-1]
         waiting = []
-        for start in range(0, n, most):
-            rows = slice(start, min(start + most, n))
-            inputs = self._inputs(packed, rows, self._size(rows.stop - start))
-            waiting.append((self._call(inputs), rows))
+        with self._versions.reading() as version:
+            for start in range(0, n, most):
+                rows = slice(start, min(start + most, n))
+                size = self._size(rows.stop - start)
+                inputs = self._inputs(version, packed, rows, size)
+                waiting.append((self._call(version, inputs), rows))
         result = np.empty((n, len(self.tasks)), np.float32)
         for logits, rows in waiting:
             result[rows] = np.asarray(logits)[: rows.stop - rows.start]
         self._count(packed)
-        return result
+        return result, version.step
 
     def prepare(
         self, features: Mapping[str, Any], shared: Mapping[str, Any] | None = None
@@ -120,21 +168,26 @@ class Scorer:
         n = packed.num_rows
         if n > self._sizes[-1]:
             raise packing.FeatureError(f"{n} candidates, at most {self._sizes[-1]}")
-        return self._inputs(packed, slice(0, n), self._size(n))
+        with self._versions.reading() as version:
+            return self._inputs(version, packed, slice(0, n), self._size(n))
 
     def _size(self, n: int) -> int:
         return next(size for size in self._sizes if size >= n)
 
-    def _call(self, inputs: tuple[Any, ...]) -> jax.Array:
-        return self._score(self._dense, *inputs)
+    def _call(self, version: Version, inputs: tuple[Any, ...]) -> jax.Array:
+        return self._score(version.dense, *inputs)
 
     def _inputs(
-        self, packed: packing.Packed | None, rows: slice, size: int
+        self,
+        version: Version,
+        packed: packing.Packed | None,
+        rows: slice,
+        size: int,
     ) -> tuple[Any, ...]:
         """Returns the arguments of the scoring function for some rows, filled up."""
         schema = self._schema
         looked_up = {
-            role: self._lookup(role, own, packed, rows, size)
+            role: self._lookup(version.rows[role], own, packed, rows, size)
             for role, own in self.bundle.roles.items()
         }
         lengths = np.zeros((size, schema.num_bags), np.int32)
@@ -149,7 +202,7 @@ class Scorer:
 
     def _lookup(
         self,
-        role: str,
+        tables: Mapping[str, np.ndarray],
         own: Role,
         packed: packing.Packed | None,
         rows: slice,
@@ -161,7 +214,7 @@ class Scorer:
             return result
         n = rows.stop - rows.start
         for slot, ids in zip(self._schema.slots, packed.ids, strict=True):
-            table = self._rows[role].get(slot.table)
+            table = tables.get(slot.table)
             if table is None:
                 continue  # zeros, as in training
             ids = ids if len(ids) == 1 else ids[rows]

@@ -25,7 +25,11 @@ IN_FLIGHT = 2  # batches given to the devices ahead of the one being read back
 
 
 def restore(
-    folder: epath.Path, steps: Steps, *, step: int | None = None
+    folder: epath.Path,
+    steps: Steps,
+    *,
+    step: int | None = None,
+    is_newest: bool = False,
 ) -> tuple[TrainState, int]:
     """Loads a checkpoint of a run, which may be at work, and returns its step too.
 
@@ -33,6 +37,7 @@ def restore(
         folder: the run folder.
         steps: of the run's configuration.
         step: of the checkpoint; None = the best by validation, or else the newest.
+        is_newest: None = the newest.
 
     Raises:
         ConfigError: there is none, or none of this step.
@@ -44,11 +49,11 @@ def restore(
         if not known:
             raise ConfigError(f"{folder} holds no checkpoint yet; train it further")
         if step is None:
-            step = checkpoints.best_step()
+            step = known[-1] if is_newest else checkpoints.best_step()
         if step not in known:
             raise ConfigError(
                 f"--step={step}: {folder} has no such checkpoint, only those of steps "
-                f"{known}; name one of them, or leave --step away for the best"
+                f"{known}; name one of them, or leave --step away"
             )
         state = checkpoints.restore(
             steps.abstract_state(), plan=steps.engine.plan, step=step

@@ -262,7 +262,7 @@ def test_a_signature_with_any_entry_changed_opens_as_it_was_or_is_told(
                 path.write_text(json.dumps(tree))
                 try:
                     bundle = Bundle(copy)
-                    assert bundle.rows.keys() == whole.rows.keys()
+                    assert bundle.map_rows().keys() == whole.map_rows().keys()
                 except DataError as error:  # of which BundleError is one
                     assert str(copy) in str(error) or "card" in str(error)
                     refused.append(name)

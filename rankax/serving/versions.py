@@ -21,6 +21,8 @@ from rankax.serving import delta as deltas
 from rankax.serving.bundle import Bundle
 from rankax.serving.delta import Delta, DeltaError
 
+_ROWS_AT_ONCE = 4096
+
 Rows = dict[str, dict[str, np.ndarray]]  # role -> table -> [V, D]
 
 
@@ -128,4 +130,7 @@ class Versions:
 
 def _write(delta: Delta, rows: Rows) -> None:
     for (role, table), change in delta.changes.items():
-        rows[role][table][change.ids] = change.rows
+        # Readers get no turn within a statement of NumPy, so each is a short one.
+        for start in range(0, len(change.ids), _ROWS_AT_ONCE):
+            piece = slice(start, start + _ROWS_AT_ONCE)
+            rows[role][table][change.ids[piece]] = change.rows[piece]

@@ -19,6 +19,8 @@ from rankax.data.fields import NumericField, VectorField
 from rankax.data.schema import IdSlot, Schema
 
 PADDING = -1
+# They have a length, and are no list of values all the same.
+_NO_LISTS = (str, bytes, dict, set, frozenset)
 
 
 class FeatureError(ValueError):
@@ -131,7 +133,7 @@ class _Columns:
         self._features, self._shared = features, shared
         sizes = {}
         for name, values in features.items():
-            if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+            if isinstance(values, _NO_LISTS) or not hasattr(values, "__len__"):
                 raise FeatureError(
                     f"feature {name!r} must be a list of one value for each candidate, "
                     f"found {values!r:.80}; a value that all have in common is given "
@@ -199,35 +201,45 @@ def _ids(
     expected = "texts or integers" if is_hashed else "integers"
     if not isinstance(values, np.ndarray) or values.dtype == object:
         values = list(values)
-        if any(value is None for value in values):
+        kinds = set(map(type, values))  # few, where a look at each value takes long
+        if type(None) in kinds:
             if default is None:
                 raise _null(name)
-            texts = {isinstance(value, str) for value in values if value is not None}
+            texts = {issubclass(kind, str) for kind in kinds - {type(None)}}
             if texts and texts != {isinstance(default, str)}:
                 raise _wrong(name, values, f"what its default {default!r} is")
             values = [default if value is None else value for value in values]
+            kinds = set(map(type, values))
         if not values:
             return np.zeros(0, np.int64)
-        if not all(map(_is_id, values)):
+        if not all(map(_is_of_ids, kinds)):
             raise _wrong(name, values, expected)
-        if isinstance(values[0], str) != all(isinstance(v, str) for v in values):
+        texts = {issubclass(kind, str) for kind in kinds}
+        if len(texts) > 1:
             raise _wrong(name, values, "either texts or integers")
+        if texts == {True}:
+            return _hashed_texts(values, name, is_hashed=is_hashed)
         values = np.asarray(values)
     if values.ndim != 1:
         raise FeatureError(
             f"feature {name!r} holds lists, but takes one id for each candidate"
         )
     if values.dtype.kind == "U":
-        if not is_hashed:
-            raise _wrong(name, values, "integers: the ids of its table are rows")
-        return transforms.hash_strings(values.tolist())
+        return _hashed_texts(values.tolist(), name, is_hashed=is_hashed)
     if values.dtype.kind not in "iu":
         raise _wrong(name, values, f"{expected} of 64 bits")
     return values
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int | np.integer | str) and not isinstance(value, bool)
+def _is_of_ids(kind: type) -> bool:
+    return issubclass(kind, (int, np.integer, str)) and not issubclass(kind, bool)
+
+
+def _hashed_texts(values: list[str], name: str, *, is_hashed: bool) -> np.ndarray:
+    # Never by way of an array of texts, which drops NULs at their ends.
+    if not is_hashed:
+        raise _wrong(name, values, "integers: the ids of its table are rows")
+    return transforms.hash_strings(values)
 
 
 def _numbers(
@@ -297,7 +309,7 @@ def _flat(
     for value in values:
         if value is None and not has_default:
             raise _null(name)
-        if isinstance(value, str | bytes) or not (
+        if isinstance(value, _NO_LISTS) or not (
             value is None or hasattr(value, "__len__")
         ):
             raise _wrong(name, [value], "a list for each candidate")

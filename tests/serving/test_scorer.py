@@ -122,6 +122,19 @@ def test_features_become_the_arrays_that_training_reads(raw):
     np.testing.assert_array_equal(np.concatenate(again.ids, axis=1), arrays["ids"])
 
 
+def test_texts_are_whole_whatever_they_end_in(raw):
+    texts = ["", "a", "a\0", "a\0\0", "\0", "ü\0b"]
+    own = {name: values[:6] for name, values in raw.items()}
+    own |= {"tags": [[text] for text in texts]}
+    table = arrow(own).append_column("click", [[0] * 6]).append_column("buy", [[1] * 6])
+    expected = packing.pack(table, SCHEMA, where="test")["ids"]
+    found = np.concatenate(features.pack(SCHEMA, own, {}).ids, axis=1)
+    np.testing.assert_array_equal(found, expected)
+    (slot,) = (slot for slot in SCHEMA.slots if slot.column == "tags")
+    rows = [hashed_row(text, "tag", 40) for text in texts]
+    assert found[:, slot.start].tolist() == rows and len(set(rows)) > 3
+
+
 @pytest.mark.parametrize("run", ["linear_run", "deep_run"])
 def test_the_certificate_tells_of_equal_probabilities(run, request):
     _, folder, signature = request.getfixturevalue(run)
@@ -221,6 +234,10 @@ def test_ids_outside_of_their_table_are_counted(deep_run, raw):
         ({"item": ["book"]}, "must be integers: the ids of its table are rows"),
         ({"tags": ["red"]}, "feature 'tags' must be a list for each candidate"),
         ({"tags": [[["red"]]]}, "feature 'tags' must be texts or integers"),
+        ({"tags": [{"red": 1}]}, "feature 'tags' must be a list for each candidate"),
+        ({"tags": [["red", 1]]}, "feature 'tags' must be either texts or integers"),
+        ({"tags": [[None, 1]]}, "'tags' must be what its default 'none' is, found"),
+        ({"score": {"3": 1}}, "feature 'score' must be a list of one value for each"),
         ({"picture": [[1.0]]}, "must be lists of 3 numbers, found 1"),
         ({"like_weights": [[]]}, "'likes' and 'like_weights' of 'likes' must have"),
         ({"past_tags": [["red"]]}, "of 'history' must have lists of equal lengths"),

@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rankax.config.base import suggest
 from rankax.metrics import binary
 from rankax.serving.features import FeatureError
-from rankax.serving.follow import Follower, identity, logits_at, number_of, step_of
+from rankax.serving.follow import Follower, identity
 from rankax.serving.limits import Limits
 from rankax.serving.monitoring import Metrics
 
@@ -163,7 +163,7 @@ class Service:
                 "request (--max_candidates); send them in several",
             )
         scorer = self.follower.scorer  # it may be replaced meanwhile
-        logits, step = logits_at(scorer, features, shared)
+        logits, step = scorer.logits_at(features, shared)
         self.metrics.candidates.inc(len(logits))
         # As double precision numbers: any reader of JSON gets these float32 exactly.
         scores = {
@@ -179,9 +179,9 @@ class Service:
         if self.follower is not None:
             scorer = self.follower.scorer
             result |= {
-                "step": step_of(scorer),
+                "step": scorer.step,
                 "bundle": identity(scorer.bundle.signature),
-                "delta": number_of(scorer),
+                "delta": scorer.number,
             }
             if self.follower.problem:
                 result["problem"] = self.follower.problem
@@ -198,7 +198,7 @@ class Service:
         scorer = self.follower.scorer
         signature = scorer.bundle.signature
         told = {name: signature.get(name) for name in ("model", "inputs", "outputs")}
-        own = {"bundle": identity(signature), "step": step_of(scorer)}
+        own = {"bundle": identity(signature), "step": scorer.step}
         return own | told | {"max_candidates": self.limits.max_candidates}
 
 

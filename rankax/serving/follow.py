@@ -15,11 +15,8 @@ import threading
 import time
 from typing import Any
 
-import numpy as np
-
-from rankax.serving import delta
+from rankax.data.errors import DataError
 from rankax.serving.bundle import SIGNATURE, BundleError
-from rankax.serving.delta import DeltaError
 from rankax.serving.scorer import Scorer
 
 # A bundle is opened again at most so often when it is replaced while it is opened.
@@ -96,7 +93,7 @@ class Follower:
     def _look(self, take: Callable[[], None]) -> None:
         try:
             take()
-        except BundleError as error:
+        except DataError as error:
             self._tell(str(error))
         except Exception as error:  # a look must not be the last one
             self._tell(f"{type(error).__name__}: {error}", is_unexpected=True)
@@ -129,7 +126,7 @@ class Follower:
         begin = time.monotonic()
         try:
             scorer = self._open()
-        except BundleError as error:
+        except Exception as error:  # whatever it is, the old one must go on
             end = time.monotonic()
             self._not_before = end + _REST * (end - begin)
             self._refused = (
@@ -140,10 +137,8 @@ class Follower:
             self._catch_up(scorer)
         finally:
             self.scorer = scorer
-            bundle = identity(scorer.bundle.signature)
-            _log.info(
-                "%s: new bundle %s, step %d", self.folder, bundle, step_of(scorer)
-            )
+            told = identity(scorer.bundle.signature), scorer.step
+            _log.info("%s: new bundle %s, step %d", self.folder, *told)
 
     def _catch_up(self, scorer: Scorer) -> None:
         """Applies the next deltas, as far as they are there.
@@ -151,21 +146,11 @@ class Follower:
         Raises:
             DeltaError: one is damaged, or missing with later ones there.
         """
-        while not self._stopped.is_set():
-            # Listed before the next one is looked for: what is published meanwhile is
-            # no gap.
-            later = [n for n in delta.numbers(self.folder) if n > number_of(scorer) + 1]
-            path = delta.file_of(self.folder, number_of(scorer) + 1)
-            if path.exists():
-                getattr(scorer, "apply")(path)  # noqa: B009
-                self.num_deltas += 1
-            elif later:
-                raise DeltaError(
-                    f"{path} is missing, and delta {later[0]} is there; copy it, or "
-                    "export the bundle again"
-                )
-            else:
-                return
+        first = scorer.number
+        try:
+            scorer.catch_up()
+        finally:
+            self.num_deltas += scorer.number - first
 
     def _open(self) -> Scorer:
         for _ in range(_OPENINGS):
@@ -195,25 +180,3 @@ class Follower:
 def identity(signature: Mapping[str, Any]) -> str:
     """Returns which bundle a signature is of; "" = of none that could be opened."""
     return str(signature.get("id", ""))
-
-
-# Until every `Scorer` has them: what is there without deltas.
-
-
-def step_of(scorer: Scorer) -> int:
-    """Returns the training step of the newest parameters."""
-    return getattr(scorer, "step", scorer.bundle.signature["step"])
-
-
-def number_of(scorer: Scorer) -> int:
-    """Returns the number of the last delta, 0 = the bundle itself."""
-    return getattr(scorer, "number", 0)
-
-
-def logits_at(
-    scorer: Scorer, features: Mapping[str, Any], shared: Mapping[str, Any]
-) -> tuple[np.ndarray, int]:
-    """Returns logits [n, T] float32, and the training step that they are of."""
-    if hasattr(scorer, "logits_at"):
-        return getattr(scorer, "logits_at")(features, shared)  # noqa: B009
-    return scorer.logits(features, shared), step_of(scorer)

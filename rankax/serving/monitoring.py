@@ -6,7 +6,7 @@ import prometheus_client
 from prometheus_client import core
 from prometheus_client.registry import Collector
 
-from rankax.serving.follow import Follower, identity, number_of, step_of
+from rankax.serving.follow import Follower, identity
 
 # Seconds, dense where a request of some hundred candidates is.
 _BUCKETS = (
@@ -80,12 +80,12 @@ class _OfFollower(Collector):
         yield core.GaugeMetricFamily(
             "rankax_model_step",
             "Training step of the parameters that score",
-            value=step_of(scorer),
+            value=scorer.step,
         )
         yield core.GaugeMetricFamily(
             "rankax_delta_number",
             "Number of the last delta applied to the bundle, 0 = none",
-            value=number_of(scorer),
+            value=scorer.number,
         )
         bundle = identity(scorer.bundle.signature)
         yield core.InfoMetricFamily(

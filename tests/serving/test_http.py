@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import json
 import logging
@@ -23,9 +24,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from rankax.serving import Scorer
+from rankax.serving import delta as deltas
 from rankax.serving import http as command
 from rankax.serving.app import Service, make_app
-from rankax.serving.follow import Follower, step_of
+from rankax.serving.bundle import Bundle
+from rankax.serving.delta import Change, Delta, Header
+from rankax.serving.follow import Follower
 from rankax.serving.limits import Limits
 
 USER = ("user_id", "age", "past_items", "past_tags")
@@ -362,8 +366,7 @@ def test_an_error_inside_is_logged_and_the_server_goes_on(
             def fail(*_):
                 raise RuntimeError("secret of the inside")
 
-            patch.setattr(scorer, "logits", fail)
-            patch.setattr(scorer, "logits_at", fail, raising=False)
+            patch.setattr(scorer, "logits_at", fail)
             answer = client.post("/score", json={"features": raw})
         assert answer.status_code == 500
         assert answer.json() == {
@@ -438,9 +441,88 @@ def test_metrics_count_what_happened(bundle, raw):
     assert found["rankax_score_seconds_bucket", "+Inf"] == 3
     assert outside > 0
     assert found["rankax_out_of_vocabulary_total", "item"] == 2 * outside
-    assert found["rankax_model_step",] == step_of(fresh) == 10
+    assert found["rankax_model_step",] == fresh.step == 10
     assert found["rankax_bundle_info", "the-bundle"] == 1
     assert found["rankax_delta_number",] == found["rankax_delta_errors_total",] == 0
+
+
+# ------------------------------------------------------------------------- versions
+
+
+def zero_rows(folder, number, step):
+    """Writes the delta that makes all rows of the items 0 and lasts 10 steps."""
+    opened = Bundle(folder)
+    ((role, own),) = opened.roles.items()
+    ids = np.arange(own.tables["item"], dtype=np.int32)
+    header = Header(
+        base=opened.signature["id"],
+        number=number,
+        previous_step=step - 10,
+        step=step,
+        is_complete=True,
+        has_dense=False,
+        tables=[[role, "item"]],
+    )
+    rows = np.zeros((len(ids), own.dim), np.float32)
+    change = Change(ids=ids, rows=rows)
+    return deltas.write(folder, Delta(header=header, changes={(role, "item"): change}))
+
+
+def wait_for_health(client, **expected):
+    end = time.monotonic() + 20
+    while not expected.items() <= (health := client.get("/healthz").json()).items():
+        assert health["status"] == "ok" and time.monotonic() < end, health
+        time.sleep(0.005)
+    return health
+
+
+def test_deltas_and_new_bundles_are_served_as_they_appear(
+    bundle, linear_run, request_tree, tmp_path
+):
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+
+    def opener():
+        open_it = functools.partial(Scorer, sizes=(32,))
+        return Follower(folder, poll_seconds=0.01, opener=open_it)
+
+    def scored():
+        content = client.post("/score", json=request_tree).json()
+        return content["step"], content["model"], content["scores"]["click"]
+
+    with served(Service(opener)) as client:
+        first = scored()
+        assert first[:2] == (10, "the-bundle")
+        path = zero_rows(folder, 1, 20)
+        wait_for_health(client, step=20, delta=1)
+        second = scored()
+        expected = Scorer(folder, sizes=(32,))
+        expected.apply(path)
+        tree = request_tree["features"], request_tree["shared"]
+        assert second[:2] == (20, "the-bundle") and second[2] != first[2]
+        np.testing.assert_array_equal(second[2], expected.score(*tree)["click"])
+
+        damaged = deltas.file_of(folder, 2)
+        shutil.copy(path, damaged)  # of number 1
+        while "problem" not in (health := client.get("/healthz").json()):
+            time.sleep(0.005)
+        assert "apply all deltas in order" in health["problem"]
+        assert health["status"] == "ok" and scored()[0] == 20
+        damaged.unlink()
+        zero_rows(folder, 2, 30)
+        assert "problem" not in wait_for_health(client, step=30, delta=2)
+
+        folder.rename(tmp_path / "old")
+        shutil.copytree(linear_run[1] / "bundle", tmp_path / "new")
+        (tmp_path / "new").rename(folder)
+        model = json.loads((folder / "signature.json").read_text())["id"]
+        wait_for_health(client, step=10, delta=0, bundle=model)
+        third = scored()
+        assert third[:2] == (10, model)
+        expected = Scorer(folder, sizes=(32,)).score(*tree)["click"]
+        np.testing.assert_array_equal(third[2], expected)
+        found = metrics(client)
+    assert found["rankax_bundles_opened_total",] == 2
+    assert found["rankax_deltas_applied_total",] == 2
 
 
 # ------------------------------------------------------------------------- fuzz

@@ -55,7 +55,7 @@ def make_bundle(folder: pathlib.Path, num_rows: int) -> pathlib.Path:
     from rankax.export import export
     from rankax.train import train
 
-    workload = _workload(num_rows)
+    workload = workload_of(num_rows)
     data = folder / "data"
     peers.write_examples(workload, data)
     for name in ("valid", "test"):
@@ -75,7 +75,8 @@ def make_bundle(folder: pathlib.Path, num_rows: int) -> pathlib.Path:
     return folder / "bundle"
 
 
-def _workload(num_rows: int) -> Workload:
+def workload_of(num_rows: int) -> Workload:
+    """Returns what the bundles hold."""
     return Workload(num_rows=num_rows, num_batches=4)
 
 
@@ -100,7 +101,7 @@ def measure_latency(bundle: pathlib.Path, num_rows: int, number: int) -> list[Re
 
     from rankax.serving import Scorer
 
-    workload = _workload(num_rows)
+    workload = workload_of(num_rows)
     scorer = Scorer(bundle, sizes=(512,))
     inputs = scorer.prepare(*requests(workload, 1)[0][:2])
     network = jax.jit(scorer.bundle.function().call)
@@ -202,7 +203,7 @@ def measure_opening(bundle: pathlib.Path, num_rows: int, is_cold: bool) -> float
     """
     from rankax.serving import Scorer
 
-    rest, user, _ = requests(_workload(num_rows), 1)[0]
+    rest, user, _ = requests(workload_of(num_rows), 1)[0]
     if is_cold:
         os.sync()
         for path in filter(pathlib.Path.is_file, bundle.rglob("*")):
@@ -218,7 +219,7 @@ def measure_deltas(bundle: pathlib.Path, num_rows: int) -> Record:
     from rankax.serving import Scorer
 
     paths = [_write_delta(bundle, number) for number in range(1, DELTAS + 1)]
-    scorer, asked = Scorer(bundle, sizes=(512,)), requests(_workload(num_rows), 20)
+    scorer, asked = Scorer(bundle, sizes=(512,)), requests(workload_of(num_rows), 20)
     seen: list[tuple[float, float, int]] = []  # begin, end, step of each request
     is_over = threading.Event()
 

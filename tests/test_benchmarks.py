@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from benchmarks import (
     models,
     peers,
     readers,
+    serving_http,
     wire,
 )
 from benchmarks import input as reading
@@ -880,3 +882,24 @@ def test_a_reader_that_is_not_installed_is_named(monkeypatch, capsys):
         reading.parse_arguments(["--readers=arrow,torch"])
     assert "what torch need; " in (error := capsys.readouterr().err)
     assert "--readers=arrow\n" in error
+
+
+# ---------------------------------------------------------------- benchmarks/serving_http.py
+
+
+@pytest.mark.slow
+def test_http_is_measured_beside_the_scorer(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "serving_http.json"
+    flags = ["--quick", "--rows=2e4", "--requests=3", f"--json={path}"]
+    monkeypatch.setattr(sys, "argv", ["serving_http", *flags])
+    serving_http.main()
+    assert "| p50 - scorer, ms |" in capsys.readouterr().out
+    content = json.loads(path.read_text())
+    names = [record["contestant"] for record in content["latency"]]
+    assert names == ["scorer", "text", "http"]
+    assert all(0 < x["p50_ms"] <= x["p99_ms"] for x in content["latency"])
+    load = content["load"]  # where wrk is
+    assert [x["concurrency"] for x in load] == (
+        [1, 4, 16] if shutil.which("wrk") else []
+    )
+    assert all(x["requests"] > 0 and x["errors"] == 0 for x in load)

@@ -9,7 +9,7 @@ from types import FrameType
 import uvicorn
 
 from rankax.data.errors import DataError
-from rankax.serving.app import Service, make_app
+from rankax.serving.app import Service, Status, make_app
 
 _BACKLOG = 2048
 # Longer than the usual minute of proxies, which would else meet closed connections.
@@ -53,7 +53,7 @@ def run(
     def when_opened() -> None:
         if service.error is not None:
             server.should_exit = True
-        else:
+        elif service.status is Status.OK:
             print(f"ready: {_told(service)}", flush=True)
 
     config = uvicorn.Config(

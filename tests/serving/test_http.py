@@ -6,6 +6,7 @@ import functools
 import http.client
 import json
 import logging
+import pathlib
 import re
 import shutil
 import signal
@@ -704,6 +705,30 @@ def test_a_request_that_never_ends_is_left_after_the_time_to_drain(start):
         status, errors = process.end()
     assert status == 0 and 0.9 < time.monotonic() - begin < 8
     assert "graceful shutdown exceeded" in errors
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="the docs ask by curl")
+def test_the_commands_of_the_docs_score_the_golden_candidates(start, bundle, tmp_path):
+    text = (pathlib.Path(__file__).parents[2] / "docs/serving.md").read_text()
+    block = text.partition("<!-- command: ask -->\n```bash\n")[2].partition("```")[0]
+    assert block.count("\n") == 3 and block.count("127.0.0.1:8080") == 2
+    (tmp_path / "runs/quickstart").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/bundle").symlink_to(bundle)
+    process = start()
+    process.ready()
+    commands = block.replace(":8080", f":{process.port}")
+    commands = commands.replace("python -c", f"{sys.executable} -c")
+    done = subprocess.run(
+        ["bash", "-e"], input=commands, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    signature, end = json.JSONDecoder().raw_decode(done.stdout)
+    scores = json.loads(done.stdout[end:])["scores"]
+    assert signature["inputs"] and signature["bundle"] == "the-bundle"
+    logits = np.array(json.loads((bundle / "golden.json").read_text())["logits"])
+    np.testing.assert_allclose(
+        scores["buy"], 1 / (1 + np.exp(-logits[:, 1])), atol=1e-6
+    )
 
 
 def test_a_bundle_that_cannot_be_opened_ends_the_process_in_one_line(start, bundle):

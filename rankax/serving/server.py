@@ -68,9 +68,10 @@ def run(
         ws="none",
     )
     server = _Server(config, service)
-    # uvicorn raises the signal that ended it once more, which is to end nothing.
+    # uvicorn takes signals only once it runs, and raises the one that ended it again
+    # when it has ended: this is for before and after.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, server.handle_exit)
     if not _is_loopback(host):
         print(
             f"warning: --host={host} lets whoever reaches this machine ask for scores: "

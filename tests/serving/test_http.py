@@ -691,6 +691,13 @@ def wait_for_metric(connection, line):
     raise AssertionError(f"no {line}")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_bundle_opens_ends_the_process(start, number):
+    process = start()
+    process.running.send_signal(number)
+    assert process.end() == (0, "")
+
+
 def test_a_request_that_never_ends_is_left_after_the_time_to_drain(start):
     process = start("--drain_seconds=1", "--access_log")
     process.ready()

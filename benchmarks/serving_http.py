@@ -166,6 +166,7 @@ def measure_load(
     results: dict[int, list[Record]] = {n: [] for n in CONCURRENCIES}
     for _ in range(rounds):
         for concurrency, own in results.items():
+            time.sleep(1)  # the server still scores what the wrk before has left
             command = ["wrk", "--threads=1", f"--connections={concurrency}"]
             command += [f"--duration={seconds}s", "--timeout=30s", f"--script={script}"]
             command += [f"http://127.0.0.1:{port}/score", "--", str(bodies)]

@@ -27,6 +27,7 @@ from rankax.observe.stores import StoreError
 from rankax.parallel import processes
 from rankax.training import checkpoint
 from rankax.training.interruption import Interrupted
+from rankax.training.progress import NonFiniteError
 from rankax.training.run_folder import RunFolderError
 
 
@@ -79,7 +80,7 @@ _TOLD = (
     RoutingOverflowError,
     RunFolderError,
     StoreError,
-    train.NonFiniteError,
+    NonFiniteError,
     export.ParityError,
 )
 

@@ -20,10 +20,10 @@ from rankax.data.schema import Schema
 from rankax.observe import stores
 from rankax.observe.console import Console
 from rankax.optim import schedule
-from rankax.train import Progress
 from rankax.training import interruption, run_folder, warm_start
 from rankax.training.checkpoint import Checkpoints
 from rankax.training.interruption import StopRequest
+from rankax.training.progress import Progress
 from rankax.training.setup import Setup, set_up
 
 FILE_NAME = "replay.json"

@@ -4,33 +4,27 @@ Data → model → start or continue → loop (step, log, evaluate, save) → be
 → test → result and report. The same command on the same folder continues the run.
 """
 
-from collections import deque
 from collections.abc import Callable
 import contextlib
 import dataclasses
-import math
 import time
 from typing import Any
 
 from etils import epath
 import jax
-import numpy as np
 
 from rankax.config.experiment import ExperimentConfig
-from rankax.data import records
-from rankax.data.errors import DataError
 from rankax.data.order import Position
 from rankax.embeddings import counters
-from rankax.embeddings.engine import TableEngine
-from rankax.observe import accounting, environment, report, stores, traffic
+from rankax.observe import accounting, report, stores
 from rankax.observe.console import Console, Track
 from rankax.observe.writers import MetricsWriter
 from rankax.optim import schedule
-from rankax.optim.schedule import Plateau
 from rankax.parallel import processes
 from rankax.parallel.processes import Votes
 from rankax.training import interruption, run_folder, warm_start
 from rankax.training import origin as origins
+from rankax.training import result as results
 from rankax.training.checkpoint import Checkpoints
 from rankax.training.evaluator import (
     Evaluation,
@@ -40,67 +34,8 @@ from rankax.training.evaluator import (
 )
 from rankax.training.interruption import Interrupted, StopRequest
 from rankax.training.predictions import FILE_NAME as PREDICTIONS
+from rankax.training.progress import IN_FLIGHT, Progress, Stretch, check_finite
 from rankax.training.setup import Setup, set_up
-from rankax.training.state import TrainState
-from rankax.training.step import Metrics
-
-_IN_FLIGHT = 2  # steps given to the devices ahead of the one that is waited for
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss or gradient was NaN or infinite; nothing was written from that step on."""
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class Progress:
-    """The host's side of a run; JSON values, saved with every checkpoint.
-
-    Attributes:
-        position: of the input after the last step.
-        examples_seen: real examples trained on, over all epochs.
-        timed_examples: those in `train_seconds`.
-        train_seconds: time in steps, without compilation, evaluation and saving.
-        wait_seconds: part of it spent waiting for input.
-        wall_seconds: of the processes before this one, up to their last checkpoint.
-        plateau: selection metric and learning-rate reductions.
-        best_metrics: validation metrics of the best evaluation.
-        tables: what each table was asked for (`rankax.embeddings.counters`).
-        is_evaluation_due: the step has one, which has not come to its end.
-        is_stopped: early stopping has ended the run.
-    """
-
-    position: dict[str, Any] | None = None
-    examples_seen: int = 0
-    timed_examples: int = 0
-    train_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    plateau: Plateau = dataclasses.field(default_factory=Plateau)
-    best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    tables: counters.Summary = dataclasses.field(default_factory=dict)
-    is_evaluation_due: bool = False
-    is_stopped: bool = False
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> "Progress":
-        """Reads what `dataclasses.asdict` wrote.
-
-        Raises:
-            DataError: it is damaged or of another version.
-        """
-        where = "the checkpoint's record of the run"
-        tree = dict(records.mapping(record, where))
-        plateau = records.mapping(tree.get("plateau"), f"{where}: plateau")
-        for kind, own in ((cls, tree), (Plateau, plateau)):
-            for name in (field.name for field in dataclasses.fields(kind)):
-                value = own.get(name, "missing")
-                is_number = isinstance(value, int | float) and name != "best"
-                if value == "missing" or (is_number and not 0 <= value < math.inf):
-                    raise DataError(
-                        f"{where}: {name} is {value}; restore another checkpoint"
-                    )
-        tree["plateau"] = records.build(Plateau, plateau, f"{where}: plateau")
-        return records.build(cls, tree, where)
 
 
 def train(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
@@ -215,13 +150,13 @@ def _train(
         quiet=not is_first,
     )
     batches = setup.training_batches(
-        config, _position(progress), map_batch=steps.to_devices
+        config, progress.input_position, map_batch=steps.to_devices
     )
 
     # ------------------------------------------------ loop
     track = console.track("train", total=num_steps, start=step)
-    window = _Window()
-    votes = Votes(lag=_IN_FLIGHT)
+    window = Stretch()
+    votes = Votes(lag=IN_FLIGHT)
     is_save_due, stopped_by = False, 0
 
     def save(*, is_best: bool) -> None:
@@ -240,7 +175,7 @@ def _train(
     try:
         while True:
             is_best = False
-            epoch = _epoch(_position(progress), config, per_epoch)
+            epoch = _epoch(progress.input_position, config, per_epoch)
             if progress.is_evaluation_due:
                 try:
                     valid = evaluate(
@@ -272,7 +207,7 @@ def _train(
                 _tell(console, track, valid, step, setup, is_best, progress)
             if is_save_due:
                 save(is_best=is_best)
-                window = _Window()
+                window = Stretch()
             interruption.check(stopped_by, f"after step {step:,}, which is saved")
             if step == num_steps or progress.is_stopped:
                 break
@@ -302,7 +237,7 @@ def _train(
             if step % config.observe.log_every == 0 or is_pause:
                 epoch = _epoch(position, config, per_epoch)
                 values, tables, bad_step = window.close(progress, state, steps.engine)
-                _check_finite(bad_step, config, folder)
+                check_finite(bad_step, config, folder)
                 if setup.quarantined:
                     values["quarantined_rows"] = setup.num_rows_left_out
                 values["learning_rate"] = factor * config.optimizer.dense.learning_rate
@@ -331,7 +266,7 @@ def _train(
 
     # ------------------------------------------------ best checkpoint on the test split
     best_step = progress.plateau.best_step
-    epoch = _epoch(_position(progress), config, per_epoch)
+    epoch = _epoch(progress.input_position, config, per_epoch)
     test = Evaluation(metrics={}, calibration={}, slices={}, tables={})
     if config.eval.test:
         if best_step and best_step != step:
@@ -353,7 +288,6 @@ def _train(
         )
 
     # ------------------------------------------------ result and report
-    examples_per_second = _ratio(progress.timed_examples, progress.train_seconds)
     result = {
         "metrics": test.metrics,
         "best_validation": {
@@ -364,34 +298,9 @@ def _train(
         },
         "step": step,
         "epoch": epoch,
-        "examples_seen": progress.examples_seen,
-        "examples_per_second": examples_per_second,
-        "mfu": cost.speed(examples_per_second).get("mfu"),
-        "input_wait": _ratio(progress.wait_seconds, progress.train_seconds),
-        "train_seconds": progress.train_seconds,
-        "wall_seconds": progress.wall_seconds + time.monotonic() - started,
-        "seed": config.train.seed,
-        "config_hash": run_folder.hash_of(config),
-        "model": type(config.model.backbone).__name__,
-        "dataset": setup.schema.card.name,
-        "dataset_fingerprint": setup.dataset_fingerprint,
-        "quarantined": setup.quarantined,
-        "num_dense_parameters": cost.num_dense_parameters,
-        "num_active_dense_parameters": cost.num_active_dense_parameters,
-        "num_table_parameters": cost.num_table_parameters,
-        "flops_per_example": cost.flops_per_example,
-        "product_flops_per_example": cost.product_flops_per_example,
-        "table_bytes_per_example": traffic.table_bytes_per_example(
-            config,
-            steps.engine,
-            counted=progress.tables,
-            num_examples=progress.examples_seen,
-        ),
-        "wire_bytes_per_step": cost.wire_bytes_per_step,
+        **results.describe(config, setup, progress, cost, started=started),
         "tables": {"train": progress.tables, "test": test.tables},
         "never_updated": untouched,
-        "versions": environment.versions(),
-        "hardware": environment.hardware(),
         "calibration_table": test.calibration,
         "slices": test.slices,
     }
@@ -409,115 +318,6 @@ def _train(
 
 
 # ---------------------------------------------------------------- pieces of the loop
-
-
-class _Window:
-    """Metrics and times between two log lines; no device value is read before `close`.
-
-    Time before the first finished step of a stretch (compilation, evaluation, saving)
-    counts as no training time.
-    """
-
-    def __init__(self) -> None:
-        self.wait_seconds = 0.0
-        self._metrics: list[Metrics] = []
-        self._counts: list[counters.Counts] = []
-        self._flying: deque[jax.Array] = deque()
-        self._starts: list[dict[str, Any]] = []
-        self._num_untimed = 0  # steps up to the one that ends the compilation
-        self._started = 0.0
-        self._is_timed = False
-
-    def waited(self, seconds: float) -> None:
-        """Counts a wait for input, unless the devices were busy up to its end."""
-        # Not in the type of jax.Array, though every array has it.
-        last = self._metrics[-1]["loss"] if self._metrics else None
-        if last is None or last.is_ready():  # pyright: ignore
-            self.wait_seconds += seconds
-
-    def add(
-        self, metrics: Metrics, counts: counters.Counts, *, start: dict[str, Any]
-    ) -> None:
-        """Takes in a step just given to the devices, and what it began with."""
-        self._starts.append(start)
-        self._metrics.append(metrics)
-        self._counts.append(counts)
-        self._flying.append(metrics["loss"])
-        if not self._is_timed:
-            metrics["loss"].block_until_ready()
-            self._flying.clear()
-            self._is_timed = True
-            self._num_untimed = len(self._counts)
-            self._started, self.wait_seconds = time.monotonic(), 0.0
-        elif len(self._flying) > _IN_FLIGHT:
-            self._flying.popleft().block_until_ready()
-
-    def close(
-        self, progress: Progress, state: TrainState, engine: TableEngine
-    ) -> tuple[dict[str, float], counters.Summary, dict[str, Any] | None]:
-        """Ends the window in one transfer.
-
-        Returns:
-            Its log values, what each table was asked for, and the record of the first
-            step whose loss or gradient was not finite, if there is one.
-
-        Raises:
-            RoutingOverflowError: a batch that no number of rounds could carry.
-        """
-        metrics, counts, bad = jax.device_get(
-            (self._metrics, self._counts, state.first_bad_step)
-        )
-        total, is_finite, timed = None, True, 0
-        for number, (values, step) in enumerate(zip(metrics, counts, strict=True)):
-            is_finite = is_finite and bool(np.isfinite(values["loss"]))
-            if is_finite:  # the first bad step is the one to tell about
-                engine.check_rounds(step)
-            total = counters.accumulate(total, step)
-            if number >= self._num_untimed:
-                timed += int(step["examples"])
-        tables = counters.summarize(engine.plan, total) if total else {}
-        progress.tables = counters.add(progress.tables, tables)
-        seconds = time.monotonic() - self._started
-        progress.examples_seen += int(total["examples"]) if total else 0
-        means = jax.tree.map(lambda *x: float(np.mean(x)), *metrics)
-        values = {"loss": means.pop("loss"), **means}
-        if timed:
-            progress.timed_examples += timed
-            progress.train_seconds += seconds
-            progress.wait_seconds += self.wait_seconds
-            values["examples_per_second"] = timed / seconds
-            values["input_wait"] = self.wait_seconds / seconds
-        bad_step = next(
-            (
-                {**start, "loss": str(own["loss"])}
-                for start, own in zip(self._starts, metrics, strict=True)
-                if start["step"] == bad + 1
-            ),
-            None,
-        )
-        self._metrics, self._counts, self._num_untimed = [], [], 0
-        self._starts = []
-        self._started, self.wait_seconds = time.monotonic(), 0.0
-        return values, tables, bad_step
-
-
-def _check_finite(
-    bad_step: dict[str, Any] | None, config: ExperimentConfig, folder: epath.Path
-) -> None:
-    if bad_step is None:
-        return
-    if jax.process_index() == 0:
-        run_folder.write_json(folder / run_folder.BAD_STEP, bad_step)
-    raise NonFiniteError(
-        f"the loss or a gradient of step {bad_step['step']} was NaN or infinite. "
-        "Nothing was written from that step on, neither weights nor table rows, and "
-        f"{folder} still holds the last checkpoint before it. The same command with "
-        "--mode=replay shows what of that step was not finite, and which of its "
-        "examples are extreme. Correct or clip those values; or lower the learning "
-        f"rate (optimizer.dense {config.optimizer.dense.learning_rate:g}, "
-        f"optimizer.sparse {config.optimizer.sparse.learning_rate:g}), set "
-        "optimizer.dense.clip_norm or a warm-up; in a new --workdir"
-    )
 
 
 def _take_in(
@@ -603,10 +403,6 @@ def _tell_result(
     )
 
 
-def _position(progress: Progress) -> Position | None:
-    return None if progress.position is None else Position.from_dict(progress.position)
-
-
 def _epoch(
     position: Position | None, config: ExperimentConfig, per_epoch: int
 ) -> float:
@@ -615,7 +411,3 @@ def _epoch(
         return 0.0
     batch_per_lane = config.train.batch_size // config.data.lanes
     return position.epoch + position.rows_per_lane / batch_per_lane / per_epoch
-
-
-def _ratio(a: float, b: float) -> float:
-    return a / b if b else 0.0

@@ -65,7 +65,8 @@ class Versions:
             dense=jax.device_put(bundle.dense),
             rows=bundle.map_rows(),
         )
-        self._other: Rows | None = None  # as `_newest.rows`; mapped when first needed
+        # Mapped now: another bundle may take the place of this one.
+        self._other = bundle.map_rows()
         self._writing = threading.Lock()
         self._changed = threading.Condition()  # guards `_newest` and the readers
 
@@ -109,7 +110,7 @@ class Versions:
                     f"step {old.step:,}; apply all deltas in order, or open a newer "
                     "bundle"
                 )
-            rows = self._other or self._bundle.map_rows()
+            rows = self._other
             _write(delta, rows)
             dense = old.dense if delta.dense is None else jax.device_put(delta.dense)
             with self._changed:

@@ -12,8 +12,9 @@ from small_run import GROUP, make_config, newest, rewrite, write_dataset
 
 from rankax.config.base import ConfigError
 from rankax.replay import replay
-from rankax.train import NonFiniteError, train
+from rankax.train import train
 from rankax.training import interruption
+from rankax.training.progress import NonFiniteError
 from rankax.training.setup import set_up
 from rankax.training.step import Steps
 

@@ -21,9 +21,10 @@ from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
 from rankax.observe.console import Console
 from rankax.observe.writers import read_metrics
-from rankax.train import NonFiniteError, train
+from rankax.train import train
 from rankax.training import resampling
 from rankax.training.evaluator import tell_worst_slices
+from rankax.training.progress import NonFiniteError
 from rankax.training.setup import set_up
 
 

@@ -2,7 +2,7 @@
 
 import types
 
-from rankax.train import _Window
+from rankax.training.progress import Stretch
 
 
 def step(*, is_ready):
@@ -13,7 +13,7 @@ def step(*, is_ready):
 
 
 def test_a_wait_counts_only_if_no_step_was_running_at_its_end():
-    window = _Window()
+    window = Stretch()
     window.add(step(is_ready=True), {}, start={})  # ends the compilation; time starts
     window.waited(1.0)
     assert window.wait_seconds == 1

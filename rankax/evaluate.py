@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.observe.console import Console
 from rankax.training import run_folder, scoring
@@ -35,6 +36,11 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     """
     setup = set_up(config, workdir)
     folder = run_folder.find(workdir, config)
+    if "freshness" in (run_folder.read_result(folder) or {}):
+        raise ConfigError(
+            f"{folder} was trained on all splits by --mode=progressive, which "
+            "evaluates every window before it learns it; see its report"
+        )
     is_first = jax.process_index() == 0
     console = Console(quiet=not is_first)
     steps = setup.steps

@@ -94,7 +94,49 @@ def export(
     run = run_folder.find(workdir, config)
     target = bundle_folder(run, folder)
     state, step = scoring.restore(run, setup.steps, step=step)
-    with run_folder.explained(str(target)), Console() as console:
+    with Console() as console:
+        return write_bundle(
+            config,
+            setup,
+            state,
+            step,
+            run=run,
+            target=target,
+            rows=rows,
+            console=console,
+        )
+
+
+def write_bundle(
+    config: ExperimentConfig,
+    setup: Setup,
+    state: TrainState,
+    step: int,
+    *,
+    run: epath.Path,
+    target: pathlib.Path,
+    rows: str,
+    console: Console,
+) -> dict[str, Any]:
+    """Writes the bundle of a state, if it scores as the trainer does.
+
+    Args:
+        config: the run's.
+        setup: likewise.
+        state: after `step` updates.
+        step: their number.
+        run: folder of the run, whose metrics of that step go into the signature.
+        target: the folder to write; what is there is replaced.
+        rows: dtype of the rows.
+        console: told what is done.
+
+    Returns:
+        `signature.json`.
+
+    Raises:
+        ParityError: the scorer does not agree with the trainer.
+    """
+    with run_folder.explained(str(target)):
         console.message(f"exporting step {step:,} of {run} to {target}")
         draft = target.with_name(target.name + ".part")
         shutil.rmtree(draft, ignore_errors=True)

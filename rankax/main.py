@@ -18,7 +18,7 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from rankax import evaluate, export, predict, publish, replay, train
+from rankax import evaluate, export, predict, progressive, publish, replay, train
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.errors import DataError
@@ -53,6 +53,9 @@ _MODES = {
         folder=_BUNDLE.value,
         rows=_ROWS_DTYPE.value,
     ),
+    "progressive": lambda config, workdir: progressive.progressive(
+        config, workdir, folder=_BUNDLE.value, rows=_ROWS_DTYPE.value
+    ),
     "publish": lambda config, workdir: publish.publish(
         config,
         workdir,
@@ -67,8 +70,8 @@ _FLAGS_OF = {
     "predict_data": ("predict",),
     "predict_out": ("predict",),
     "step": ("predict", "export", "publish"),
-    "bundle": ("export", "publish"),
-    "rows_dtype": ("export",),
+    "bundle": ("export", "publish", "progressive"),
+    "rows_dtype": ("export", "progressive"),
     "dense_every": ("publish",),
     "max_delta_bytes": ("publish",),
 }
@@ -100,7 +103,8 @@ _MODE = flags.DEFINE_enum(
     "train: train and test; evaluate: score the best checkpoint of --workdir; predict: "
     "write what it says of each example of --predict_data; replay: take the step again "
     "that ended the run with a NaN, and show what it was; export: write a bundle to "
-    "serve; publish: write what has changed since as the bundle's next delta",
+    "serve; publish: write what has changed since as the bundle's next delta; "
+    "progressive: train window by window, evaluate each before it is learned, publish",
 )
 _PREDICT_DATA = flags.DEFINE_string(
     "predict_data",
@@ -122,14 +126,15 @@ _STEP = flags.DEFINE_integer(
 _BUNDLE = flags.DEFINE_string(
     "bundle",
     "",
-    "with --mode=export or publish: folder of the bundle; default: bundle in --workdir",
+    "with --mode=export, publish or progressive: folder of the bundle; default: bundle "
+    "in --workdir",
 )
 _ROWS_DTYPE = flags.DEFINE_enum(
     "rows_dtype",
     "float32",
     ["float32", "bfloat16"],
-    "with --mode=export: of the tables' rows; bfloat16 takes half the room, and what "
-    "it costs in AUC and log loss is told",
+    "with --mode=export or progressive: of the tables' rows; bfloat16 takes half the "
+    "room, and what it costs in AUC and log loss is told",
 )
 _DENSE_EVERY = flags.DEFINE_integer(
     "dense_every",

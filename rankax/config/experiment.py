@@ -46,6 +46,7 @@ NOT_OF_THE_RUN = (
     "eval.top_k",
     "mesh",
     "observe",
+    "progressive",
     "tables.capacity_margin",
     "tables.deduplicate",
 )
@@ -449,6 +450,34 @@ class ObserveConfig(RangedConfig):
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
+class ProgressiveConfig(RangedConfig):
+    """With --mode=progressive: training window by window, publishing in between.
+
+    Attributes:
+        staleness: the model that was trained on window t is evaluated on window
+            t + 1 + s for each of these s: what it would be worth if nothing was
+            published for s windows. Ascending from 0, which is the evaluation of every
+            window before it is trained on.
+        publish: write a bundle after the first window, and a delta after each other.
+        dense_every: dense parameters go with every so many-th delta.
+        max_delta_bytes: limit of the rows of a delta; those that have moved furthest go
+            first, the others with later ones; 0 = none.
+    """
+
+    staleness: tuple[int, ...] = option((0, 1, 2, 4), least=0)
+    publish: bool = True
+    dense_every: int = option(1, least=1)
+    max_delta_bytes: int = 0
+
+    def problems(self) -> list[str]:
+        """Stalenesses that are not ascending from 0."""
+        own = self.staleness
+        if not own or own[0] != 0 or list(own) != sorted(set(own)):
+            return [f"staleness = {own} must ascend from 0, such as (0, 1, 2, 4)"]
+        return []
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
 class MeshConfig(RangedConfig):
     """Devices along each mesh axis; `data` 0 = all devices / `model`."""
 
@@ -468,6 +497,9 @@ class ExperimentConfig(Config):
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     observe: ObserveConfig = dataclasses.field(default_factory=ObserveConfig)
+    progressive: ProgressiveConfig = dataclasses.field(
+        default_factory=ProgressiveConfig
+    )
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def validate(self) -> None:

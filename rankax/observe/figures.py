@@ -125,6 +125,57 @@ def validation(lines: Lines, metric: str, *, best_step: int) -> str:
     return _figure(draw)
 
 
+def freshness(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns a metric against the staleness of the model.
+
+    Args:
+        rows: of one metric, ascending in staleness: "staleness", "mean" and
+            "difference_error", the standard error of the difference to the first.
+    """
+    x = np.array([row["staleness"] for row in rows])
+    y = np.array([row["mean"] for row in rows])
+    error = 1.96 * np.array([row["difference_error"] or 0.0 for row in rows])
+
+    def draw(axes: Axes) -> None:
+        axes.vlines(x, y - error, y + error, color=_MUTED, linewidth=1.2)
+        axes.plot(x, y, color=_FIRST, marker="o", markersize=4.5)
+        axes.axhline(y[0], color=_LINE, linewidth=1.2, dashes=(4, 3))
+        axes.xaxis.set_major_locator(ticker.FixedLocator(x.tolist()))
+        axes.margins(x=0.08, y=0.2)
+        _note(axes, f"{y[0]:.4f}", x[0], y[0], _INK)
+        for i in range(1, len(x)):
+            _note(axes, f"{y[i] - y[0]:+.4f}", x[i], y[i], _INK)
+
+    return _figure(draw, x_label="windows that the model is behind")
+
+
+def windows(lines: Lines, metric: str, staleness: Sequence[int]) -> str:
+    """Returns a metric over windows, of the freshest and of the stalest model.
+
+    Args:
+        lines: of `metrics.jsonl`.
+        metric: "<task>/<name>".
+        staleness: the two.
+    """
+
+    def draw(axes: Axes) -> None:
+        for own, color in zip(staleness, (_FIRST, _SECOND), strict=True):
+            found = {
+                line["window"]: np.nan if line[metric] is None else line[metric]
+                for line in lines
+                if line["split"] == "window" and line["staleness"] == own
+            }
+            x = sorted(found)
+            y = [found[window] for window in x]
+            axes.plot(x, y, color=color, marker="o", markersize=3.5)
+            if x:
+                _note(axes, f"{own:g} behind", x[-1], y[-1], color)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
+        axes.margins(x=0.08, y=0.2)
+
+    return _figure(draw, x_label="window")
+
+
 def calibration(table: Sequence[Sequence[float]]) -> str:
     """Returns observed against predicted rates with 95 % Wilson intervals.
 

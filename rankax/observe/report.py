@@ -53,25 +53,40 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     config = _read(folder / "config.json")["config"]
     result = _read(folder / "result.json")
     lines = read_metrics(folder)
+    if "freshness" in result:
+        verdicts = _freshness_verdicts(result)
+        sections = [
+            ("Freshness", "figures", "".join(_freshness(result))),
+            ("Windows", "figures", "".join(_windows(lines, result))),
+            ("Curves", "figures", "".join(_training_curves(lines))),
+        ]
+        note = _FRESHNESS_NOTE
+    else:
+        verdicts = (_verdict(task, result) for task in _tasks(result))
+        sections = [
+            ("Curves", "figures", "".join(_curves(lines, result))),
+            ("Metrics", "scroll", _metrics_table(result)),
+            ("Slices", "slicing", "".join(slice_tables.tables(result))),
+        ]
+        note = _NOTE
+    sections += [
+        ("Tables", "scroll", table_counters.table(result)),
+        ("Calibration", "figures", "".join(_calibration(result))),
+        ("Configuration", "cards", "".join(_config_tables(config))),
+        ("Run and machine", "cards", "".join(_machine_tables(result))),
+    ]
     page = _PAGE.substitute(
         style=_STYLE,
         name=escape(stores.name_of(folder)),
         facts=_facts(result),
-        verdicts="".join(_verdict(task, result) for task in _tasks(result)),
+        verdicts="".join(verdicts),
         tiles="".join(_tiles(result)),
         sections="".join(
             f"<h2>{title}</h2>\n<div class={kind}>{body}</div>\n"
-            for title, kind, body in (
-                ("Curves", "figures", "".join(_curves(lines, result))),
-                ("Metrics", "scroll", _metrics_table(result)),
-                ("Slices", "slicing", "".join(slice_tables.tables(result))),
-                ("Tables", "scroll", table_counters.table(result)),
-                ("Calibration", "figures", "".join(_calibration(result))),
-                ("Configuration", "cards", "".join(_config_tables(config))),
-                ("Run and machine", "cards", "".join(_machine_tables(result))),
-            )
+            for title, kind, body in sections
             if body
         ),
+        note=note,
     )
     path = folder / FILE_NAME
     stores.write_text(path, page)
@@ -148,7 +163,7 @@ def _against_oracle(value: float, oracle: float | None) -> str:
 
 
 def _tiles(result: Mapping[str, Any]) -> Iterator[str]:
-    for task in _tasks(result):
+    for task in [] if "freshness" in result else _tasks(result):
         auc = result["metrics"].get(f"{task}/auc")
         calibration = result["metrics"].get(f"{task}/calibration")
         below = f"calibration {_number(calibration)}"
@@ -179,13 +194,49 @@ def _tile(title: str, value: str, below: str) -> str:
 
 # ---------------------------------------------------------------- figures
 
+
+def _freshness_verdicts(result: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence a task: what the next window got, and what it costs to be late."""
+    yield (
+        f"<p>{result['num_windows']} windows, each evaluated before it was learned.</p>"
+    )
+    for metric, rows in result["freshness"].items():
+        task, _, name = metric.rpartition("/")
+        if name != "auc":
+            continue
+        text = f"AUC of the next window <b>{rows[0]['mean']:.4f}</b>"
+        for row in rows[1:]:
+            error = row["difference_error"]
+            spread = "" if error is None else f" ± {1.96 * error:.4f}"
+            late = "window" if row["staleness"] == 1 else "windows"
+            text += f"; {row['staleness']} {late} late {row['difference']:+.4f}{spread}"
+        yield f"<p><b>{escape(task)}</b>: {text}.</p>"
+
+
+def _freshness(result: Mapping[str, Any]) -> Iterator[str]:
+    for metric, rows in result["freshness"].items():
+        task, _, name = metric.rpartition("/")
+        yield _panel(
+            f"{task}: {_title(name)} by staleness",
+            figures.freshness(rows),
+            f"means over the same {rows[0]['windows']} windows",
+        )
+
+
+def _windows(lines: figures.Lines, result: Mapping[str, Any]) -> Iterator[str]:
+    for metric, rows in result["freshness"].items():
+        task, _, name = metric.rpartition("/")
+        ends = rows[0]["staleness"], rows[-1]["staleness"]
+        svg = figures.windows(lines, metric, ends)
+        yield _panel(f"{task}: {_title(name)}", svg, "before the window is learned")
+
+
 _CURVES = ("auc", "log_loss")  # of every task, beside the metric that selects
 
 
 def _curves(lines: figures.Lines, result: Mapping[str, Any]) -> Iterator[str]:
     best = result["best_validation"]
-    if any(line["split"] == "train" for line in lines):
-        yield _panel("Training loss", figures.train_loss(lines), "as logged; smoothed")
+    yield from _training_curves(lines)
     validated = {name for line in lines if line["split"] == "valid" for name in line}
     usual = [f"{task}/{name}" for task in _tasks(result) for name in _CURVES]
     for metric in dict.fromkeys([*usual, best["metric"]]):
@@ -194,7 +245,11 @@ def _curves(lines: figures.Lines, result: Mapping[str, Any]) -> Iterator[str]:
             task, _, name = metric.rpartition("/")
             title = f"{task}: validation {_title(name)}"
             yield _panel(title, svg, "dot: the checkpoint that was tested")
+
+
+def _training_curves(lines: figures.Lines) -> Iterator[str]:
     if any(line["split"] == "train" for line in lines):
+        yield _panel("Training loss", figures.train_loss(lines), "as logged; smoothed")
         yield _panel("Learning rate", figures.learning_rate(lines), "dense")
         yield _panel("Throughput", figures.throughput(lines), "between log lines")
 
@@ -450,6 +505,12 @@ footer { margin-top: 40px; font-size: 13px; }
   .cards { columns: 3; font-size: 9px; } .verdicts { font-size: 13px; } }
 """
 
+_NOTE = """Intervals of the AUC hold the choice of the test examples; they do not hold
+the spread between seeds, which <code>python -m rankax.compare</code> shows."""
+_FRESHNESS_NOTE = """A model that is s windows behind was published s windows too late.
+Bars and ± are 95 % intervals of the difference to the freshest model over windows; they
+do not hold the spread between seeds."""
+
 _PAGE = string.Template(
     """<!doctype html>
 <html lang="en">
@@ -467,8 +528,7 @@ _PAGE = string.Template(
 <div class=tiles>$tiles</div>
 </header>
 $sections
-<footer>Intervals of the AUC hold the choice of the test examples; they do not hold the
-spread between seeds, which <code>python -m rankax.compare</code> shows.</footer>
+<footer>$note</footer>
 </main></body>
 </html>
 """

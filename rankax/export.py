@@ -310,11 +310,14 @@ def _validated(run: epath.Path, step: int) -> dict[str, float]:
 
 
 def _sign(draft: pathlib.Path, signature: dict[str, Any]) -> None:
-    """Writes the signature, which names the other files and their sizes."""
+    """Writes the signature, which names the other files, sizes and digests."""
     found = (path for path in draft.rglob("*") if path.is_file())
     files = {path.relative_to(draft).as_posix(): path.stat().st_size for path in found}
     files.pop(bundles.SIGNATURE, None)
-    tree = signature | {"files": dict(sorted(files.items()))}
+    digests = {
+        name: bundles.digest((draft / name).read_bytes()) for name in bundles.SMALL
+    }
+    tree = signature | {"files": dict(sorted(files.items())), "digests": digests}
     run_folder.write_json(stores.locate(draft / bundles.SIGNATURE), tree)
 
 

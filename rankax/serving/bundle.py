@@ -17,6 +17,8 @@ in it leads out of its folder.
 from collections.abc import Mapping
 import dataclasses
 import functools
+import hashlib
+import io
 import json
 import pathlib
 from typing import Any
@@ -35,6 +37,7 @@ from rankax.data.schema import Schema
 FORMAT = 1
 SIGNATURE, DENSE, FUNCTION = "signature.json", "dense.npz", "score.jax_export"
 GOLDEN, ORBAX = "golden.json", "orbax"
+SMALL = DENSE, FUNCTION, GOLDEN  # files whose digests are in the signature
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}
 
 
@@ -61,6 +64,11 @@ def rows_file(role: str, table: str) -> str:
     """Returns where the rows of a table are."""
     names = (urllib.parse.quote(name, safe="") for name in (role, table))
     return f"rows/{'-'.join(names)}.npy"
+
+
+def digest(data: bytes) -> str:
+    """Returns what the signature says of a small file."""
+    return hashlib.sha256(data).hexdigest()
 
 
 class Bundle:
@@ -119,6 +127,7 @@ class Bundle:
                 raise TypeError("step")
             self.golden_tolerance = float(self.signature["golden_tolerance"])
             sizes = dict(self.signature["files"])
+            self._digests = dict(self.signature["digests"])
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{path} is damaged ({type(error).__name__}: {error}); export it again"
@@ -160,8 +169,9 @@ class Bundle:
     @functools.cached_property
     def dense(self) -> dict[str, np.ndarray]:
         """The dense parameters by name."""
+        data = io.BytesIO(self._read(DENSE))
         try:
-            with np.load(self.folder / DENSE, allow_pickle=False) as file:
+            with np.load(data, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (ValueError, OSError, zipfile.BadZipFile) as error:
             raise BundleError(
@@ -172,7 +182,7 @@ class Bundle:
     def golden(self) -> Mapping[str, Any]:
         """{"features": name -> values, "logits": [n][T]}."""
         return records.mapping(
-            json.loads((self.folder / GOLDEN).read_bytes()), str(self.folder / GOLDEN)
+            json.loads(self._read(GOLDEN)), str(self.folder / GOLDEN)
         )
 
     def function(self) -> export.Exported:
@@ -181,7 +191,7 @@ class Bundle:
         Raises:
             BundleError: it is damaged, or older than this version of jax can read.
         """
-        data = bytearray((self.folder / FUNCTION).read_bytes())
+        data = bytearray(self._read(FUNCTION))
         try:
             return export.deserialize(data)
         except Exception as error:  # of any kind, as the damage is
@@ -190,16 +200,38 @@ class Bundle:
                 f"({error}); export the bundle again from its checkpoint"
             ) from error
 
+    def _read(self, name: str) -> bytes:
+        """Returns a small file, if it is what was exported.
+
+        What compiles StableHLO does not survive all of what a damaged file can hold.
+        """
+        try:
+            data = (self.folder / name).read_bytes()
+        except OSError as error:
+            raise BundleError(
+                f"{self.folder}/{name} cannot be read ({error}); copy or export the "
+                "bundle again"
+            ) from error
+        if digest(data) != self._digests.get(name):
+            raise BundleError(
+                f"{self.folder}/{name} is damaged: it is not what was exported; copy "
+                "or export the bundle again"
+            )
+        return data
+
     def _map(self, role: str, table: str) -> np.ndarray:
         own, path = self.roles[role], self.folder / rows_file(role, table)
         try:
             rows = np.load(path, mmap_mode="c", allow_pickle=False)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # of any kind, as the damage is
             raise BundleError(
                 f"{path} is damaged ({error}); copy or export the bundle again"
             ) from error
         expected = DTYPES.get(own.dtype), (own.tables[table], own.dim)
-        if (rows.dtype, rows.shape) != expected:
+        # A damaged head may also tell of rows that begin elsewhere or stand on end.
+        is_whole = rows.offset + rows.nbytes == path.stat().st_size
+        is_whole = is_whole and rows.flags.c_contiguous
+        if (rows.dtype, rows.shape) != expected or not is_whole:
             raise BundleError(
                 f"{path} holds {rows.dtype}{list(rows.shape)}, the signature says "
                 f"{own.dtype}{list(expected[1])}; export the bundle again"

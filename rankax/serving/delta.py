@@ -14,8 +14,6 @@ import json
 import os
 import pathlib
 from typing import Any
-import zipfile
-import zlib
 
 import numpy as np
 
@@ -25,19 +23,6 @@ from rankax.serving.bundle import DTYPES, Bundle, BundleError
 FORMAT = 1
 FOLDER = "deltas"
 _HEADER = "header"
-# What NumPy, zip and JSON raise of damaged files.
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    NotImplementedError,
-    RecursionError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class DeltaError(BundleError):
@@ -174,7 +159,7 @@ def read(path: str | pathlib.Path, bundle: Bundle) -> Delta:
             arrays = {name: file[name] for name in file.files}
         tree = json.loads(arrays.pop(_HEADER).tobytes())
         header = records.build(Header, tree, str(path))
-    except _UNREADABLE as error:
+    except Exception as error:  # of any kind, as the damage is
         raise _damaged(path, error) from error
     if header.format != FORMAT:
         raise DeltaError(

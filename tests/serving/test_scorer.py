@@ -287,6 +287,7 @@ def test_a_signature_with_any_entry_changed_opens_as_it_was_or_is_told(
                     assert bundle.schema == whole.schema, (name, other)
                 own[name] = value
     needed = {"format", "card", "fields", "tasks", "default_row", "roles", "files"}
+    needed |= {"id", "step", "digests"}
     assert needed | {"embedding", "dim", "dtype", "tables", "user"} <= {*refused}
 
 
@@ -315,6 +316,43 @@ def test_damaged_bundles_are_told(deep_run, tmp_path):
         path.write_bytes(flipped)
     with pytest.raises(BundleError, match="does not score its golden candidates"):
         Scorer(copy, sizes=(32,))
+
+
+def test_a_flipped_bit_of_a_small_file_is_told(deep_run, tmp_path):
+    copy, rng = shutil.copytree(deep_run[1] / "bundle", tmp_path / "copy"), _rng()
+    for name in ("dense.npz", "score.jax_export", "golden.json"):
+        whole = (copy / name).read_bytes()
+        for _ in range(20):
+            flipped = bytearray(whole)
+            flipped[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+            (copy / name).write_bytes(flipped)
+            with pytest.raises(BundleError, match=f"{name} is damaged: it is not what"):
+                Scorer(copy, sizes=(32,))
+        (copy / name).write_bytes(whole)
+    assert Scorer(copy, sizes=(32,)).number == 0
+
+
+def test_a_flipped_bit_in_the_head_of_rows_is_told_or_means_nothing(deep_run, tmp_path):
+    copy, rng = shutil.copytree(deep_run[1] / "bundle", tmp_path / "copy"), _rng()
+    path = copy / "rows/embedding-tag.npy"
+    whole, expected = path.read_bytes(), Bundle(copy).map_rows()["embedding"]["tag"]
+    refused = 0
+    for _ in range(200):
+        flipped = bytearray(whole)
+        flipped[rng.integers(128)] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        try:
+            found = Bundle(copy).map_rows()["embedding"]["tag"]
+        except BundleError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:
+            np.testing.assert_array_equal(found, expected)
+    assert refused > 50
+
+
+def _rng():
+    return np.random.default_rng(0)
 
 
 @pytest.mark.slow

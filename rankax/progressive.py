@@ -1,7 +1,7 @@
 """Progressive training: learn a window of time, publish, and be judged by the next.
 
     python -m rankax.main --config=FILE --workdir=RUN --mode=progressive \
-        --config.data.time_window=86_400_000_000
+        --config.data.time_window=86_400_000
 
 All splits of the data set are one stream, cut into windows of time. For each window:
 train on it, evaluate on the ones that come next, before anything of them is learned,
@@ -78,8 +78,7 @@ def progressive(
     if not config.data.time_window:
         raise ConfigError(
             "--mode=progressive needs data.time_window, the width of a window in the "
-            "units of the time column (microseconds for timestamps: a day is "
-            "86_400_000_000)"
+            "units of the time column (microseconds where it holds timestamps)"
         )
     setup = set_up(config, workdir)
     windows = _windows(config, setup)
@@ -122,8 +121,11 @@ def _windows(config: ExperimentConfig, setup: Setup) -> list[WindowSplit]:
                 f"{config.data.lanes}; choose a wider data.time_window or fewer lanes"
             )
     if len(found) < 2:
+        times = stream.times(0)
         raise DataError(
-            f"{stream.name} is in one window; choose a data.time_window below {width}"
+            f"{stream.name} is in one window of {width:,}: its times, such as "
+            f"{times.min():,} to {times.max():,} in the first row group, are in another "
+            "unit; choose a smaller data.time_window"
         )
     return found
 

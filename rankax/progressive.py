@@ -124,8 +124,8 @@ def _windows(config: ExperimentConfig, setup: Setup) -> list[WindowSplit]:
         times = stream.times(0)
         raise DataError(
             f"{stream.name} is in one window of {width:,}: its times, such as "
-            f"{times.min():,} to {times.max():,} in the first row group, are in another "
-            "unit; choose a smaller data.time_window"
+            f"{times.min():,} to {times.max():,} at its begin, are in another unit, "
+            "or it is too wide; choose a smaller data.time_window"
         )
     return found
 

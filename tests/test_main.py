@@ -68,7 +68,10 @@ WRONG_FLAGS = [
     ),
     ([QUICKSTART, "--config.train.seed=abc"], "invalid literal for int"),
     ([QUICKSTART, "--config.train.batch_size=100"], "must be a multiple of data.lanes"),
-    ([QUICKSTART, "--mode=exports"], "<train|evaluate|predict|replay|export>"),
+    (
+        [QUICKSTART, "--mode=exports"],
+        "<train|evaluate|predict|replay|export|progressive|publish>",
+    ),
     ([QUICKSTART, "--mode=predict"], "needs --predict_data=FOLDER/SPLIT"),
     (
         [QUICKSTART, "--step=3"],

@@ -28,7 +28,13 @@ def saving(config):
     return config
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["last_step", "compared"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(True, id="last_step"),
+        pytest.param(False, id="compared", marks=pytest.mark.slow),
+    ],
+)
 def saved_run(request, every_kind, tmp_path_factory):
     """(config, run folder) with checkpoints after `STEPS`."""
     config = saving(make_config(every_kind, "dnn", embedding_dim=4, hidden_dims=(8,)))

@@ -32,7 +32,6 @@ import statistics
 import tempfile
 import threading
 import time
-from typing import Any
 
 import numpy as np
 
@@ -243,9 +242,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measures every size in a fresh process, prints a table, writes the JSON file."""
     args = parse_arguments()
-    machine, versions = measure.run_alone(measure.describe)
-    print(measure.hardware_line(machine, machine["cpu_cores"]))
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    content = measure.introduce()
     records: list[Record] = []
     for size in args.sizes:
         with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
@@ -255,11 +252,7 @@ def main() -> None:
             records.append(measure.run_alone(measure_size, folder, size))
     print(f"\n{table(records)}")
     if args.json:
-        content: dict[str, Any] = {
-            "hardware": machine,
-            "versions": versions,
-            "checkpoints": records,
-        }
+        content |= {"checkpoints": records}
         args.json.write_text(json.dumps(content, indent=1) + "\n")
 
 

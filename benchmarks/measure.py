@@ -303,6 +303,18 @@ def describe() -> tuple[dict[str, Any], dict[str, str]]:
     return environment.hardware(), versions
 
 
+def introduce(num_threads: int = 0) -> dict[str, Any]:
+    """Prints machine and versions; returns both, as the JSON file begins.
+
+    Args:
+        num_threads: cores in use; 0 = all.
+    """
+    machine, versions = run_alone(describe)
+    print(hardware_line(machine, num_threads or machine["cpu_cores"]))
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    return {"hardware": machine, "versions": versions}
+
+
 def hardware_line(machine: dict[str, Any], num_threads: int) -> str:
     """Returns processor, cores used, memory, accelerator and Python in a line."""
     parts = [

@@ -267,9 +267,7 @@ def main() -> None:
         section, names = MODELS, args.models or measure.run_alone(all_models)
     plan = make_plan(section, args)
     workload = Workload(num_fields=args.fields, batch_size=args.batch_size)
-    machine, versions = measure.run_alone(measure.describe)
-    print(measure.hardware_line(machine, max(plan.threads)))
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    content = measure.introduce(max(plan.threads))
     print(
         f"{workload.num_fields} fields, batch {workload.batch_size}, float32; "
         f"{plan.rounds} rounds of 4 × {plan.chunk_seconds} s",
@@ -286,7 +284,6 @@ def main() -> None:
     if noisy:
         print(f"\nNot a quiet machine: load {max(noisy):.1f}. {measure.SPINNING}")
     if args.json:
-        content = {"hardware": machine, "versions": versions}
         content["glibc_tunables"] = os.environ["GLIBC_TUNABLES"]
         content |= {"plan": dataclasses.asdict(plan), "records": records}
         content["workload"] = dataclasses.asdict(workload)

@@ -22,7 +22,7 @@ the tables, and how long the requests take meanwhile.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -94,6 +94,38 @@ def requests(workload: Workload, number: int) -> list[tuple[dict, dict, np.ndarr
     return result
 
 
+def time_in_turns(
+    contestants: Mapping[str, Callable[[Any], object]],
+    asked: Sequence[Any],
+    number: int,
+) -> dict[str, list[float]]:
+    """Calls each contestant with every request, in turns; returns milliseconds.
+
+    Args:
+        contestants: name -> what answers a request.
+        asked: the requests, again from the first one where they are too few.
+        number: of calls of each contestant.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for start in range(0, number, TURN):
+        for name, call in contestants.items():
+            # The threads of the one before may still wait for work at full speed.
+            time.sleep(0.3)
+            for request in asked[:WARM_UP]:
+                call(request)
+            for place in range(start, min(start + TURN, number)):
+                request = asked[place % len(asked)]
+                begin = time.perf_counter()
+                call(request)
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return times
+
+
+def percentiles(times: Sequence[float]) -> dict[str, float]:
+    """Returns p50, p90 and p99 of milliseconds."""
+    return {f"p{p}_ms": float(np.percentile(times, p)) for p in (50, 90, 99)}
+
+
 def measure_latency(bundle: pathlib.Path, num_rows: int, number: int) -> list[Record]:
     """Times requests; call it in a process of its own."""
     import jax
@@ -127,18 +159,8 @@ def measure_latency(bundle: pathlib.Path, num_rows: int, number: int) -> list[Re
         "torchscript": torchscript,
         "onnxruntime": onnxruntime,
     }
-    times: dict[str, list[float]] = {name: [] for name in contestants}
     asked = requests(workload, number)
-    for start in range(0, number, TURN):
-        for name, call in contestants.items():
-            # The threads of the one before may still wait for work at full speed.
-            time.sleep(0.3)
-            for request in asked[:WARM_UP]:
-                call(request)
-            for request in asked[start : start + TURN]:
-                begin = time.perf_counter()
-                call(request)
-                times[name].append(1e3 * (time.perf_counter() - begin))
+    times = time_in_turns(contestants, asked, number)
     bare_median = statistics.median(times["bare"])
     return [
         {
@@ -146,7 +168,7 @@ def measure_latency(bundle: pathlib.Path, num_rows: int, number: int) -> list[Re
             "contestant": name,
             "num_rows": num_rows,
             "requests": number,
-            **{f"p{p}_ms": float(np.percentile(own, p)) for p in (50, 90, 99)},
+            **percentiles(own),
             "p50_ratio": statistics.median(own) / bare_median,
         }
         for name, own in times.items()
@@ -268,7 +290,7 @@ def _write_delta(folder: pathlib.Path, number: int) -> pathlib.Path:
     """Writes a delta of random rows all over the tables."""
     from rankax.serving import delta as deltas
     from rankax.serving.bundle import Bundle
-    from rankax.serving.delta import Change, Delta, Header
+    from rankax.serving.delta import Change
 
     bundle, rng = Bundle(folder), np.random.default_rng(number)
     (role,) = bundle.roles
@@ -281,18 +303,15 @@ def _write_delta(folder: pathlib.Path, number: int) -> pathlib.Path:
         rows = rng.normal(size=(len(own), dim)).astype(np.float32)
         changes[role, table] = Change(ids=own.astype(np.int32), rows=rows)
     step = bundle.signature["step"] + number
-    header = Header(
-        base=bundle.signature["id"],
+    delta = deltas.make(
+        bundle,
+        changes,
+        bundle.dense,
         number=number,
         previous_step=step - 1,
         step=step,
-        is_complete=True,
-        has_dense=True,
-        tables=[list(names) for names in changes],
     )
-    return deltas.write(
-        folder, Delta(header=header, changes=changes, dense=bundle.dense)
-    )
+    return deltas.write(folder, delta)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -328,9 +347,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measures, prints tables, writes the JSON file."""
     args = parse_arguments()
-    machine, versions = measure.run_alone(measure.describe)
-    print(measure.hardware_line(machine, machine["cpu_cores"]))
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    content = measure.introduce()
     latencies, openings, applied = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
@@ -397,13 +414,7 @@ def main() -> None:
             )
         )
     if args.json:
-        content = {
-            "hardware": machine,
-            "versions": versions,
-            "latency": latencies,
-            "opening": openings,
-            "deltas": applied,
-        }
+        content |= {"latency": latencies, "opening": openings, "deltas": applied}
         args.json.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -29,7 +29,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
 
 import numpy as np
 
@@ -37,10 +36,10 @@ from benchmarks import measure
 from benchmarks.measure import Record
 from benchmarks.serving import (
     CANDIDATES,
-    TURN,
-    WARM_UP,
     make_bundle,
+    percentiles,
     requests,
+    time_in_turns,
     workload_of,
 )
 
@@ -134,17 +133,7 @@ def measure_added(
         "text": lambda index: service.score(bodies[index]),
         "http": over_http,
     }
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for start in range(0, number, TURN):
-        for name, call in contestants.items():
-            # The threads of the one before may still wait for work at full speed.
-            time.sleep(0.3)
-            for index in range(min(WARM_UP, len(asked))):
-                call(index)
-            for place in range(start, min(start + TURN, number)):
-                begin = time.perf_counter()
-                call(place % len(asked))
-                times[name].append(1e3 * (time.perf_counter() - begin))
+    times = time_in_turns(contestants, range(len(asked)), number)
     median = statistics.median(times["scorer"])
     return [
         {
@@ -152,7 +141,7 @@ def measure_added(
             "contestant": name,
             "num_rows": num_rows,
             "requests": number,
-            **{f"p{p}_ms": float(np.percentile(own, p)) for p in (50, 90, 99)},
+            **percentiles(own),
             "added_ms": statistics.median(own) - median,
         }
         for name, own in times.items()
@@ -213,10 +202,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measures, prints tables, writes the JSON file."""
     args = parse_arguments()
-    machine, versions = measure.run_alone(measure.describe)
-    print(measure.hardware_line(machine, machine["cpu_cores"]))
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
-    content: dict[str, Any] = {"hardware": machine, "versions": versions, "load": []}
+    content = measure.introduce() | {"load": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         bundle = measure.run_alone(make_bundle, folder / "small", args.rows)

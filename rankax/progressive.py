@@ -13,7 +13,6 @@ curve of `report.html`.
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any
@@ -33,7 +32,7 @@ from rankax.observe.console import Console
 from rankax.observe.writers import MetricsWriter, read_metrics
 from rankax.optim import schedule
 from rankax.publish import told
-from rankax.serving.bundle import SIGNATURE
+from rankax.serving.bundle import SIGNATURE, identity_in
 from rankax.training import interruption, run_folder, warm_start
 from rankax.training import origin as origins
 from rankax.training import result as results
@@ -288,6 +287,8 @@ class _Run:
         """
         config, steps, progress = self._config, self._steps, self._progress
         window, end = self._windows[self._window], int(self._ends[self._window])
+        total = self._num_batches(window)
+        begin = end - total
         batches = lanes.read_batches(
             window,
             self._setup.schema,
@@ -303,8 +304,8 @@ class _Run:
         )
         track = self._console.track(
             f"train window {self._window} of {len(self._windows)}",
-            total=self._num_batches(window),
-            start=self._num_batches(window) - (end - self._step),
+            total=total,
+            start=self._step - begin,
         )
         stretch, every = Stretch(), config.checkpoint.every_steps
         with contextlib.closing(batches):
@@ -340,8 +341,7 @@ class _Run:
                         epoch=epoch,
                         values=values | {"learning_rate": rate},
                     )
-                    done = self._num_batches(window) - (end - self._step)
-                    track.update(done, loss=values["loss"])
+                    track.update(self._step - begin, loss=values["loss"])
                 if is_save_due:
                     save(state)
                     stretch = Stretch()
@@ -420,15 +420,11 @@ class _Run:
     def _opened(self) -> Publisher | None:
         """Returns the publisher of the bundle that is there now; None = none is."""
         assert self._target is not None
-        path = self._target / SIGNATURE
-        if not path.exists():
+        if not (self._target / SIGNATURE).exists():
             return None
-        try:
-            found = json.loads(path.read_bytes()).get("id")
-        except (ValueError, AttributeError):
-            found = None  # opening it tells what is wrong
+        found = identity_in(self._target)
         known = self._publisher and self._publisher.bundle.signature["id"]
-        if self._publisher is None or found != known:
+        if found != known:
             config_hash = run_folder.hash_of(self._config)
             self._publisher = Publisher(self._target, config_hash=config_hash)
         return self._publisher

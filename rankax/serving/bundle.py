@@ -66,6 +66,28 @@ def rows_file(role: str, table: str) -> str:
     return f"rows/{'-'.join(names)}.npy"
 
 
+def widened(rows: np.ndarray) -> np.ndarray:
+    """Returns rows as float32, of which a bfloat16 pattern is the upper half."""
+    if rows.dtype == np.float32:
+        return rows
+    return (rows.astype(np.uint32) << 16).view(np.float32)
+
+
+def identity_in(folder: str | pathlib.Path) -> str:
+    """Returns which bundle is in a folder now; "" = one that has no `id`.
+
+    Raises:
+        BundleError: its signature cannot be read.
+    """
+    path = pathlib.Path(folder) / SIGNATURE
+    try:
+        return str(json.loads(path.read_bytes()).get("id", ""))
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise BundleError(
+            f"{path} cannot be read ({error}); write a bundle there with --mode=export"
+        ) from error
+
+
 def digest(data: bytes) -> str:
     """Returns what the signature says of a small file."""
     return hashlib.sha256(data).hexdigest()

@@ -104,6 +104,29 @@ class Delta:
         )
 
 
+def make(
+    bundle: Bundle,
+    changes: Changes,
+    dense: dict[str, np.ndarray] | None,
+    *,
+    number: int,
+    previous_step: int,
+    step: int,
+    is_complete: bool = True,
+) -> Delta:
+    """Makes a delta of a bundle; the arguments are what `Header` and `Delta` say."""
+    header = Header(
+        base=bundle.signature["id"],
+        number=number,
+        previous_step=previous_step,
+        step=step,
+        is_complete=is_complete,
+        has_dense=dense is not None,
+        tables=[list(names) for names in changes],
+    )
+    return Delta(header=header, changes=changes, dense=dense)
+
+
 def file_of(bundle: str | pathlib.Path, number: int) -> pathlib.Path:
     """Returns where delta `number` of a bundle's folder is, once it is there."""
     return pathlib.Path(bundle) / FOLDER / f"{number:08d}.npz"

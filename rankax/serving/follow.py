@@ -8,7 +8,6 @@ look; the scorer that there is goes on scoring.
 """
 
 from collections.abc import Callable, Mapping
-import json
 import logging
 import pathlib
 import threading
@@ -16,7 +15,7 @@ import time
 from typing import Any
 
 from rankax.data.errors import DataError
-from rankax.serving.bundle import SIGNATURE, BundleError
+from rankax.serving.bundle import BundleError, identity_in
 from rankax.serving.scorer import Scorer
 
 # A bundle is opened again at most so often when it is replaced while it is opened.
@@ -109,7 +108,7 @@ class Follower:
         self.problem = problem
 
     def _take_all(self) -> None:
-        if self._found() == identity(self.scorer.bundle.signature):
+        if identity_in(self.folder) == identity(self.scorer.bundle.signature):
             self._catch_up(self.scorer)
         elif time.monotonic() < self._not_before:
             raise BundleError(self._refused)
@@ -154,27 +153,16 @@ class Follower:
 
     def _open(self) -> Scorer:
         for _ in range(_OPENINGS):
-            found = self._found()
+            found = identity_in(self.folder)
             scorer = self._opener(self.folder)
             # Another bundle may have taken its place between the files.
-            if self._found() == found == identity(scorer.bundle.signature):
+            if identity_in(self.folder) == found == identity(scorer.bundle.signature):
                 self.num_bundles += 1
                 return scorer
         raise BundleError(
             f"{self.folder} was replaced {_OPENINGS} times while it was opened; "
             "publish bundles less often"
         )
-
-    def _found(self) -> str:
-        """Returns which bundle is in the folder now."""
-        path = self.folder / SIGNATURE
-        try:
-            return identity(json.loads(path.read_bytes()))
-        except (OSError, ValueError, RecursionError, AttributeError) as error:
-            raise BundleError(
-                f"{path} cannot be read ({error}); write a bundle there with "
-                "--mode=export"
-            ) from error
 
 
 def identity(signature: Mapping[str, Any]) -> str:

@@ -10,8 +10,7 @@ import numpy as np
 
 from rankax.metrics import binary
 from rankax.serving import features as packing
-from rankax.serving.bundle import Bundle, BundleError, Role
-from rankax.serving.delta import file_of, numbers
+from rankax.serving.bundle import Bundle, BundleError, Role, widened
 from rankax.serving.versions import Version, Versions
 
 # Numbers of candidates that are compiled for; others are filled up to the next.
@@ -97,10 +96,7 @@ class Scorer:
         Raises:
             DeltaError: one is damaged or missing; those before it are applied.
         """
-        first = self.number
-        while (waiting := numbers(self.bundle.folder)) and waiting[-1] > self.number:
-            self.apply(file_of(self.bundle.folder, self.number + 1))
-        return self.number - first
+        return self._versions.catch_up()
 
     @property
     def out_of_vocabulary(self) -> dict[str, int]:
@@ -218,9 +214,8 @@ class Scorer:
             if table is None:
                 continue  # zeros, as in training
             ids = ids if len(ids) == 1 else ids[rows]
-            found = table.take(ids, axis=0, mode="clip")  # faster than table[ids]
-            if own.dtype == "bfloat16":  # the upper half of a float32
-                found = (found.astype(np.uint32) << 16).view(np.float32)
+            # Faster than table[ids].
+            found = widened(table.take(ids, axis=0, mode="clip"))
             if slot.bag >= 0:
                 found[ids < 0] = 0
             result[:n, slot.start : slot.start + slot.width] = found

@@ -89,6 +89,18 @@ class Versions:
                 if not version.num_readers:
                     self._changed.notify_all()
 
+    def catch_up(self) -> int:
+        """Applies all deltas that are in the bundle's folder; returns how many.
+
+        Raises:
+            DeltaError: one is damaged or missing; those before it are applied.
+        """
+        folder, first = self._bundle.folder, self._newest.number
+        while (last := max(deltas.numbers(folder), default=0)) > self._newest.number:
+            for number in range(self._newest.number + 1, last + 1):
+                self.apply(deltas.file_of(folder, number))
+        return self._newest.number - first
+
     def apply(self, path: str | pathlib.Path) -> Delta:
         """Applies the next delta; reading goes on meanwhile.
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from rankax.config.base import ConfigError
 from rankax.serving import delta as deltas
-from rankax.serving.bundle import Bundle
-from rankax.serving.delta import Change, Changes, Delta, Header
+from rankax.serving.bundle import Bundle, widened
+from rankax.serving.delta import Change, Changes, Delta
 from rankax.serving.versions import Version, Versions
 from rankax.training import served
 from rankax.training.served import ServedTable
@@ -44,8 +44,7 @@ class Publisher:
                 f"is {config_hash}; export a bundle of this run first"
             )
         self._versions = Versions(self.bundle)
-        for number in deltas.numbers(bundle):
-            self._versions.apply(deltas.file_of(bundle, number))
+        self._versions.catch_up()
 
     @property
     def published(self) -> Version:
@@ -94,18 +93,16 @@ class Publisher:
         if number % dense_every == 0:
             _, arrays = steps.scoring(state)
             dense = {name: np.asarray(x) for name, x in jax.device_get(arrays).items()}
-        header = Header(
-            base=self.bundle.signature["id"],
+        delta = deltas.make(
+            self.bundle,
+            changes,
+            dense,
             number=number,
             previous_step=now.step,
             step=step,
             is_complete=is_complete,
-            has_dense=dense is not None,
-            tables=[list(names) for names in changes],
         )
-        path = deltas.write(
-            self.bundle.folder, Delta(header=header, changes=changes, dense=dense)
-        )
+        path = deltas.write(self.bundle.folder, delta)
         return self._versions.apply(path)
 
 
@@ -128,7 +125,7 @@ def _furthest(changes: Changes, now: Version, max_bytes: int) -> Changes:
     """Keeps the rows that have moved furthest, as many as there is room for."""
     distances, sizes = [], []
     for (role, table), change in changes.items():
-        difference = _numbers(change.rows) - _numbers(now.rows[role][table][change.ids])
+        difference = widened(change.rows) - widened(now.rows[role][table][change.ids])
         distances.append(np.linalg.norm(difference, axis=1))
         sizes.append(np.full(len(change.ids), change.num_bytes // len(change.ids)))
     order = np.argsort(-np.concatenate(distances), kind="stable")
@@ -147,9 +144,3 @@ def _furthest(changes: Changes, now: Version, max_bytes: int) -> Changes:
 def _bits(rows: np.ndarray) -> np.ndarray:
     """-0.0 is not 0.0, and NaN is itself."""
     return rows.view(np.uint32) if rows.dtype == np.float32 else rows
-
-
-def _numbers(rows: np.ndarray) -> np.ndarray:
-    if rows.dtype == np.float32:
-        return rows
-    return (rows.astype(np.uint32) << 16).view(np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 from rankax.embeddings import precision, remap
 from rankax.embeddings.remap import Placement
 from rankax.optim.dense import TABLES
+from rankax.serving.bundle import widened
 from rankax.training.state import TrainState
 from rankax.training.step import Steps
 
@@ -43,8 +44,8 @@ class ServedTable:
             ids: [n]; None = all rows.
         """
         for piece in self._pieces(self._rows, ids):
-            if dtype == "float32" and piece.dtype == np.uint16:
-                piece = (piece.astype(np.uint32) << 16).view(np.float32)
+            if dtype == "float32":
+                piece = widened(piece)
             elif dtype == "bfloat16" and piece.dtype == np.float32:
                 piece = np.asarray(precision.nearest(jnp.asarray(piece)))
             yield piece

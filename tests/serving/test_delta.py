@@ -158,17 +158,9 @@ def test_what_cannot_be_published_is_told(published):
         publish(config, str(run), step=4, folder=str(bundle))
     with pytest.raises(ConfigError, match="from a run of configuration"):
         Publisher(bundle, config_hash="another")
-    header = Header(
-        base=other.bundle.signature["id"],
-        number=1,
-        previous_step=3,
-        step=6,
-        is_complete=True,
-        has_dense=False,
-        tables=[],
-    )
+    late = deltas.make(other.bundle, {}, None, number=1, previous_step=3, step=6)
     with pytest.raises(DeltaError, match="something else publishes"):
-        deltas.write(bundle, Delta(header=header, changes={}))
+        deltas.write(bundle, late)
     assert deltas.numbers(bundle) == [1]
     assert not list((bundle / "deltas").glob("*.part"))
 

@@ -8,22 +8,25 @@ import types
 
 import pytest
 
-from rankax.serving import Scorer, delta
+from rankax.serving import delta
 from rankax.serving.bundle import BundleError
 from rankax.serving.delta import DeltaError
 from rankax.serving.follow import Follower
+from rankax.serving.versions import Versions
 
 
 class FakeScorer:
     """Deltas are texts: the step that they lead to."""
 
-    catch_up = Scorer.catch_up
+    catch_up = Versions.catch_up
+    _newest = property(lambda self: self)
 
     def __init__(self, folder):
         signature = json.loads((folder / "signature.json").read_text())
         if signature.get("is_bad"):
             raise BundleError(f"{folder} does not score its golden candidates")
         self.bundle = types.SimpleNamespace(signature=signature, folder=folder)
+        self._bundle = self.bundle
         self.step, self.number = signature["step"], 0
 
     def apply(self, path):

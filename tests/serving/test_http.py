@@ -29,7 +29,7 @@ from rankax.serving import delta as deltas
 from rankax.serving import http as command
 from rankax.serving.app import Service, make_app
 from rankax.serving.bundle import Bundle
-from rankax.serving.delta import Change, Delta, Header
+from rankax.serving.delta import Change
 from rankax.serving.follow import Follower
 from rankax.serving.limits import Limits
 
@@ -455,18 +455,17 @@ def zero_rows(folder, number, step):
     opened = Bundle(folder)
     ((role, own),) = opened.roles.items()
     ids = np.arange(own.tables["item"], dtype=np.int32)
-    header = Header(
-        base=opened.signature["id"],
+    rows = np.zeros((len(ids), own.dim), np.float32)
+    change = Change(ids=ids, rows=rows)
+    delta = deltas.make(
+        opened,
+        {(role, "item"): change},
+        None,
         number=number,
         previous_step=step - 10,
         step=step,
-        is_complete=True,
-        has_dense=False,
-        tables=[[role, "item"]],
     )
-    rows = np.zeros((len(ids), own.dim), np.float32)
-    change = Change(ids=ids, rows=rows)
-    return deltas.write(folder, Delta(header=header, changes={(role, "item"): change}))
+    return deltas.write(folder, delta)
 
 
 def wait_for_health(client, **expected):

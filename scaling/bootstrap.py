@@ -79,8 +79,8 @@ def _rows_of_runs(
         names = [checkpoints[row] for row in rows]
         if len(set(names)) < len(names):
             raise ValueError(
-                f"run {run!r} has two points of one checkpoint: {names}; a run enters a "
-                "fit once a checkpoint"
+                f"run {run!r} has two points of one checkpoint: {names}; keep one "
+                "point a run and checkpoint"
             )
         order[run] = np.array(sorted(rows, key=lambda row: str(checkpoints[row])))
     return order

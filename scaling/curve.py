@@ -137,9 +137,7 @@ class Fit:
         """Returns the law's parameters in the units of its axes, with intervals."""
         value = self.form.reported(self.theta[None], self.scales)
         draws = self.form.reported(self.draws, self.scales)
-        return {
-            name: estimates(value[name], draws[name][:, None])[0] for name in value
-        }
+        return {name: estimates(value[name], draws[name][:, None])[0] for name in value}
 
     @property
     def is_curvature_identified(self) -> bool:
@@ -201,7 +199,7 @@ def fit(
     problem = _problem(form, points, scales, sigma)
     targets = _targets(form, points.y)
     starts = form.starts(problem.x, points.y)
-    best = solve.best_of_starts(problem, targets, starts)
+    best = solve.best_of_many(problem, targets[None], starts)
     value = _predict(form, best.theta, points.x, scales)[0]
     resampled = "as given"
     if drawn is None:
@@ -275,7 +273,7 @@ def _check(form: Form, points: Points) -> None:
     if different < form.num_fitted:
         raise ValueError(
             f"{form.name} has {form.num_fitted} parameters and there are points at "
-            f"{different} different sizes; add sizes or fit a form with fewer parameters"
+            f"{different} different sizes; add sizes or fit a form of fewer parameters"
         )
     if form.is_log and points.y.min() <= 0:
         raise ValueError(
@@ -297,7 +295,7 @@ def _problem(
     else:
         delta = DELTA_IN_SIGMAS * sigma / unit
     weights = np.ones_like(y)
-    if np.ndim(sigma):
+    if isinstance(sigma, np.ndarray):
         weights = (unit / sigma) ** 2
         weights = weights / weights.mean()
     return solve.Problem(

@@ -43,19 +43,22 @@ class Form(Protocol):
         is_log: whether `value` is the logarithm of the metric, or the metric itself.
     """
 
-    name: str
-    parameters: tuple[str, ...]
-    num_fitted: int
-    num_axes: int
-    is_log: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def parameters(self) -> tuple[str, ...]: ...
+    @property
+    def num_fitted(self) -> int: ...
+    @property
+    def num_axes(self) -> int: ...
+    @property
+    def is_log(self) -> bool: ...
 
     def scales(self, x: np.ndarray) -> np.ndarray:
         """Returns what the columns of x [n, K] are divided by, [K]."""
         ...
 
-    def value(
-        self, theta: np.ndarray, x: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def value(self, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the prediction [R, n] and its gradient [R, n, P].
 
         Args:
@@ -91,9 +94,7 @@ class PowerConst:
         """Returns the geometric mean."""
         return _geometric_mean(x)
 
-    def value(
-        self, theta: np.ndarray, x: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def value(self, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns ln(E + A·x^-α) and its gradient."""
         log_x = np.log(x[:, 0])
         constant, amount, alpha = (theta[:, i, None] for i in range(3))
@@ -141,9 +142,7 @@ class Chinchilla:
         """Returns the geometric means."""
         return _geometric_mean(x)
 
-    def value(
-        self, theta: np.ndarray, x: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def value(self, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns ln L and its gradient."""
         return _joint_value(theta, np.log(x[:, 0]), np.log(x[:, 1]))
 
@@ -193,9 +192,7 @@ class Repeat:
         """Returns the geometric means of N and U, and 1: epochs stay epochs."""
         return np.append(_geometric_mean(x[:, :2]), 1.0)
 
-    def value(
-        self, theta: np.ndarray, x: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def value(self, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns ln L and its gradient."""
         worth = np.exp(theta[:, 5, None])  # R*
         decay = np.exp(-x[:, 2] / worth)
@@ -238,9 +235,7 @@ class GainPower:
         """Returns the geometric mean."""
         return _geometric_mean(x)
 
-    def value(
-        self, theta: np.ndarray, x: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def value(self, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns ln(c·x^γ) and its gradient."""
         return _line(theta, x)
 
@@ -272,9 +267,7 @@ class LogLinear:
         """Returns the geometric mean."""
         return _geometric_mean(x)
 
-    def value(
-        self, theta: np.ndarray, x: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def value(self, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns a + b·ln x and its gradient."""
         return _line(theta, x)
 
@@ -311,7 +304,9 @@ def repeat_axes(
     """
     seen = np.asarray(examples_seen, np.float64)
     extra = np.maximum(seen / distinct - 1, 0)
-    return np.stack([np.asarray(size, np.float64), np.minimum(seen, distinct), extra], 1)
+    return np.stack(
+        [np.asarray(size, np.float64), np.minimum(seen, distinct), extra], 1
+    )
 
 
 def _geometric_mean(x: np.ndarray) -> np.ndarray:
@@ -319,7 +314,7 @@ def _geometric_mean(x: np.ndarray) -> np.ndarray:
 
 
 def _amounts(y: np.ndarray, count: int) -> list[tuple[float, float]]:
-    """Bounds of ln E, ln A, ...: from e^-12 of the loss, which is none, to all of it."""
+    """Bounds of ln E, ln A, ...: from e^-12 of the loss, which is none, to all."""
     low, high = np.log(y.min()), np.log(y.max())
     return [(low - 12, high + 1)] * count
 
@@ -327,7 +322,7 @@ def _amounts(y: np.ndarray, count: int) -> list[tuple[float, float]]:
 def _joint_value(
     theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """ln(E + A·N^-α + B·D^-β) [R, n] and its gradient [R, n, 5]; log_d may be [R, n]."""
+    """ln(E + A·N^-α + B·D^-β) [R, n], its gradient [R, n, 5]; log_d: [n] or [R, n]."""
     constant, of_size, of_data, alpha, beta = (theta[:, i, None] for i in range(5))
     size = of_size - alpha * log_n
     data = of_data - beta * log_d

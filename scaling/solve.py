@@ -4,20 +4,17 @@
 
 with residuals and δ multiplied by 10³, and by 1 / mean |y| where t is y itself.
 
-`best_of_starts` runs L-BFGS-B from every start of a grid and polishes the best end;
-`solve_many` solves thousands of such problems that differ in y alone, for the bootstrap,
-by Levenberg-Marquardt steps over all of them at once. Both find the same minima
+Levenberg-Marquardt steps over thousands of problems at once, which differ in y alone,
+so that a bootstrap takes a second. They end where L-BFGS-B from the same starts does,
+or lower: the valley of E against α is narrow, and L-BFGS-B may stop on its slope
 (`tests/scaling/test_solve.py`).
 """
 
 import dataclasses
 
 import numpy as np
-from scipy import optimize
 
 from scaling.forms import Form
-
-_FTOL, _GTOL = 1e-15, 1e-12
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,51 +58,13 @@ def huber(residuals: np.ndarray, delta: np.ndarray) -> np.ndarray:
 def objective(
     problem: Problem, theta: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the loss [R] of theta [R, P] on targets [R, n], and its gradient [R, P]."""
+    """Returns the loss [R] of theta [R, P] on targets [R, n]; its gradient [R, P]."""
     value, gradient = problem.form.value(theta, problem.x)
     residuals = problem.scale * (value - targets)
     delta = problem.scale * problem.delta
     loss = (problem.weights * huber(residuals, delta)).sum(-1)
     slope = problem.weights * np.clip(residuals, -delta, delta)
     return loss, problem.scale * np.einsum("rn,rnp->rp", slope, gradient)
-
-
-def best_of_starts(
-    problem: Problem, targets: np.ndarray, starts: np.ndarray
-) -> Solution:
-    """Returns the best end [1, P] of L-BFGS-B from all starts.
-
-    Args:
-        problem: form, axes, δ, weights and bounds.
-        targets: [n].
-        starts: [S, P].
-    """
-    low, high = problem.bounds
-
-    def scalar(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, gradient = objective(problem, theta[None], targets[None])
-        return float(loss[0]), gradient[0]
-
-    ends = [
-        optimize.minimize(
-            scalar,
-            np.clip(start, low, high),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=optimize.Bounds(low, high),
-            options={"ftol": _FTOL, "gtol": _GTOL, "maxiter": 2_000, "maxfun": 4_000},
-        )
-        for start in starts
-    ]
-    # Valleys of E against α are narrow: L-BFGS may stop in one before its floor.
-    theta = np.array([end.x for end in ends])
-    polished = solve_many(problem, targets[None].repeat(len(theta), 0), theta)
-    best = int(np.argmin(polished.objective))
-    return Solution(
-        theta=polished.theta[best : best + 1],
-        objective=polished.objective[best : best + 1],
-        converged=polished.converged[best : best + 1],
-    )
 
 
 def solve_many(
@@ -147,16 +106,14 @@ def solve_many(
         theta[won], loss[won] = new[better], new_loss[better]
         damping[left] *= np.where(better, 0.2, 8.0)
         damping[left] = np.maximum(damping[left], 1e-12)
-    # Not because damping made the steps short: an undamped one would win nothing either.
+    # Not because damping made the steps short: a whole one would win nothing either.
     promised = _step(problem, theta, targets, np.zeros(len(theta)))[1]
     is_floor = promised <= 1e-6 * loss + 1e-18
     return Solution(theta=theta, objective=loss, converged=done & is_floor)
 
 
-def best_of_many(
-    problem: Problem, targets: np.ndarray, starts: np.ndarray
-) -> Solution:
-    """Returns the best of `solve_many` from each of S starts [S, P] for targets [R, n]."""
+def best_of_many(problem: Problem, targets: np.ndarray, starts: np.ndarray) -> Solution:
+    """Returns the best of `solve_many` from S starts [S, P] for targets [R, n]."""
     count = len(targets)
     ends = solve_many(
         problem,

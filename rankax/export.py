@@ -262,7 +262,7 @@ def _signature(config: ExperimentConfig, setup: Setup, rows: str) -> dict[str, A
         "outputs": {
             task: "probability that the label is 1, float32" for task in schema.tasks
         },
-        "card": schema.card.to_dict(),
+        "card": schema.card_in_use.to_dict(),
         "fields": [field.name for field in schema.fields],
         "tasks": list(schema.tasks),
         "default_row": schema.has_default_row,

@@ -182,6 +182,8 @@ class TablesConfig(RangedConfig):
         capacity_margin: room for one owner in an exchange, in standard deviations
             above the mean. What does not fit takes more rounds. Same results.
         track_last_step: keep the step of each row's last update, 4 bytes a row.
+        hashed_rows: tables whose ids this run hashes into fewer or more rows than the
+            card says, as "table=rows", such as "user_id=50000".
     """
 
     num_shards: int = 1024
@@ -191,12 +193,29 @@ class TablesConfig(RangedConfig):
     deduplicate: str = option("host", choices=DEDUPLICATE)
     capacity_margin: float = 6.0
     track_last_step: bool = False
+    hashed_rows: tuple[str, ...] = ()
 
     def problems(self) -> list[str]:
-        """Shards that no power of two of devices divides."""
+        """Shards that no power of two of devices divides; rows that are no number."""
+        found = []
         if self.num_shards & (self.num_shards - 1):
-            return [f"num_shards = {self.num_shards} must be a power of two"]
-        return []
+            found.append(f"num_shards = {self.num_shards} must be a power of two")
+        for entry in self.hashed_rows:
+            name, _, rows = entry.rpartition("=")
+            if not (name and rows.isdecimal() and 0 < int(rows) < 2**31):
+                found.append(
+                    f"hashed_rows has {entry!r}; write TABLE=ROWS with 1 to 2^31 - 1 "
+                    "rows, such as 'user_id=50000'"
+                )
+        names = list(self.rows_by_table()) if not found else []
+        if len(names) < len(self.hashed_rows) and not found:
+            found.append(f"hashed_rows = {self.hashed_rows} names a table twice")
+        return found
+
+    def rows_by_table(self) -> dict[str, int]:
+        """Returns `hashed_rows` as table name -> rows."""
+        pairs = (entry.rpartition("=") for entry in self.hashed_rows)
+        return {name: int(rows) for name, _, rows in pairs}
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -74,8 +74,9 @@ def schema_of(run: Schema, card: Card) -> Schema:
 
 def differences(run: Schema, card: Card) -> list[str]:
     """Lists what a card says otherwise of the fields and tables of a run."""
+    tables = [table for table in run.card.tables if table.name in run.tables]
     return [
-        *_differences("table", tuple(run.tables.values()), card.tables),
+        *_differences("table", tables, card.tables),
         *_differences("field", run.fields, card.fields),
     ]
 

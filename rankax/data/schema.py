@@ -18,7 +18,7 @@ Packed arrays of n examples (all row-major):
     true_probability  [n, T] float32  only if every task's label has one
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 
@@ -81,6 +81,8 @@ class Schema:
         labels: labels in use, one per task.
         slices: slices to report by.
         has_default_row: whether `direct` tables end in a trained default row.
+        hashed_rows: table name -> rows into which the run hashes its ids, whatever the
+            card says of them.
     """
 
     card: Card
@@ -88,6 +90,7 @@ class Schema:
     labels: tuple[Label, ...]
     slices: tuple[Slice, ...]
     has_default_row: bool = False
+    hashed_rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def select(
@@ -98,6 +101,7 @@ class Schema:
         tasks: Sequence[str] = (),
         slices: Sequence[str] = (),
         default_row: bool = False,
+        hashed_rows: Mapping[str, int] | None = None,
     ) -> "Schema":
         """Selects fields, tasks and slices by name; an empty selection takes all.
 
@@ -108,6 +112,7 @@ class Schema:
             slices: names of slices.
             default_row: gives every `direct` table one row more than the card says;
                 ids outside [0, V) are looked up there, in row V, and train it.
+            hashed_rows: table name -> rows into which its ids are hashed.
 
         Raises:
             DataError: a name that the card does not have, or no label at all.
@@ -117,13 +122,22 @@ class Schema:
                 f"card {card.name!r} names no label, so its examples can only be "
                 "scored (--mode=predict); name one in dataset.json"
             )
-        return cls(
+        schema = cls(
             card=card,
             fields=_pick("data.fields", card.fields, fields, card.name),
             labels=_pick("data.tasks", card.labels, tasks, card.name),
             slices=_pick("eval.slices", card.slices, slices, card.name),
             has_default_row=default_row,
+            hashed_rows=dict(hashed_rows or {}),
         )
+        for name in schema.hashed_rows:
+            if name not in schema.tables:
+                raise DataError(
+                    f"tables.hashed_rows names {name!r}, which is no table of the "
+                    f"fields in use of data set {card.name!r}; "
+                    f"{suggest(name, tuple(schema.tables))}"
+                )
+        return schema
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -223,7 +237,21 @@ class Schema:
     def tables(self) -> dict[str, Table]:
         """Tables that the selected fields use, in the card's order."""
         used = {slot.table for slot in self.slots}
-        return {table.name: table for table in self.card.tables if table.name in used}
+        return {
+            table.name: self._as_hashed(table)
+            for table in self.card.tables
+            if table.name in used
+        }
+
+    def _as_hashed(self, table: Table) -> Table:
+        rows = self.hashed_rows.get(table.name)
+        return dataclasses.replace(table, num_rows=rows, ids="hash") if rows else table
+
+    @property
+    def card_in_use(self) -> Card:
+        """The card with the rows that the run hashes into."""
+        tables = tuple(map(self._as_hashed, self.card.tables))
+        return dataclasses.replace(self.card, tables=tables)
 
     @functools.cached_property
     def default_rows(self) -> dict[str, int]:

@@ -196,6 +196,7 @@ def schema_of(config: ExperimentConfig) -> Schema:
         tasks=config.data.tasks,
         slices=config.eval.slices,
         default_row=config.tables.out_of_range == "default_row",
+        hashed_rows=config.tables.rows_by_table(),
     )
 
 

@@ -11,11 +11,13 @@ from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig, ParquetConfig
 from rankax.config.synthetic import SyntheticConfig
 from rankax.data import card as cards
-from rankax.data import synthetic
+from rankax.data import packing, synthetic, transforms
 from rankax.data.card import DataError
+from rankax.export import export
 from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
 from rankax.observe.writers import read_metrics
+from rankax.serving.bundle import Bundle
 from rankax.train import train
 from rankax.training.setup import set_up
 
@@ -185,3 +187,44 @@ def test_table_options_without_a_use_are_refused(clicks, tmp_path, tables, messa
 def test_unknown_table_options_are_refused(clicks, option, value, message):
     with pytest.raises(ConfigError, match=message):
         make_config(clicks, **{option: value}).validate()
+
+
+# ---------------------------------------------------------------- another hash size
+
+
+def test_a_run_hashes_ids_into_the_rows_that_it_names(clicks, tmp_path):
+    config = make_config(clicks, hashed_rows=("user_id=37",), out_of_range="error")
+    setup = set_up(config)
+    plain = set_up(make_config(clicks))
+    assert setup.schema.tables["user_id"].ids == "hash"
+    assert setup.schema.num_rows["user_id"] == 37
+    # The data are the same, whatever a run makes of them.
+    assert setup.dataset_fingerprint == plain.dataset_fingerprint
+    read = setup.splits["train"].read(0)
+    (column,) = [s.start for s in setup.schema.slots if s.name == "user_id"]
+    rows = packing.pack(read, setup.schema, where="train")["ids"][:, column]
+    salt = transforms.table_salt("user_id")
+    ids = read["user_id"].to_numpy()
+    np.testing.assert_array_equal(
+        rows, transforms.hash_rows(ids, num_rows=37, salt=salt)
+    )
+
+    result = train(config, str(tmp_path / "run"))
+    assert result["tables"]["train"]["embedding/user_id"]["out_of_vocabulary"] == 0
+    export(config, str(tmp_path / "run"))
+    bundle = Bundle(tmp_path / "run/bundle")
+    assert bundle.schema.tables["user_id"] == setup.schema.tables["user_id"]
+
+
+@pytest.mark.parametrize(
+    ("hashed_rows", "error", "message"),
+    [
+        (("user_id=0",), ConfigError, r"'user_id=0'; write TABLE=ROWS"),
+        (("user_id",), ConfigError, r"'user_id'; write TABLE=ROWS"),
+        (("user_id=9", "user_id=8"), ConfigError, "names a table twice"),
+        (("user=9",), DataError, "'user', which is no table.*'user_id'"),
+    ],
+)
+def test_hash_sizes_that_mean_nothing_are_refused(clicks, hashed_rows, error, message):
+    with pytest.raises(error, match=message):
+        set_up(make_config(clicks, hashed_rows=hashed_rows))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import dataclasses
 import fcntl
 import os
 import pathlib
@@ -11,14 +12,100 @@ import statistics
 import subprocess
 import sys
 import threading
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
-from experiments import results
-from experiments.protocol import ROOT, Group, Run
-from experiments.results import Row
+from experiments.results import Results, Row
 from rankax.config.base import ConfigError
 
+ROOT = pathlib.Path(__file__).parents[1]
 _POLL_SECONDS = 2.0  # between looks at what other workers and drivers do
+
+
+class Run(Protocol):
+    """One process, and the rows that its finished folder gives."""
+
+    @property
+    def name(self) -> str:
+        """Its folder below that of all runs."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """Tells it from others that go on in the same folder."""
+        ...
+
+    @property
+    def like(self) -> tuple[Any, ...]:
+        """That of `Columns.like` in its rows: which runs take as long as it does."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes, as long as there is no row like it."""
+        ...
+
+    def key(self) -> tuple[Any, ...]:
+        """That of `Columns.key` in its rows."""
+        ...
+
+    def arguments(self, runs: str, datasets: str) -> list[str]:
+        """Returns those of `python`."""
+        ...
+
+    def is_finished(self, folder: pathlib.Path) -> bool:
+        """Returns whether its folder holds what its rows need."""
+        ...
+
+    def rows(self, folder: pathlib.Path) -> list[Row]:
+        """Returns the rows of its finished folder."""
+        ...
+
+    def told(self, row: Row) -> str:
+        """Says in a few words what its last row says."""
+        ...
+
+    def lost(self, error: str) -> list[Row]:
+        """Returns the rows of a run whose loss was not finite; [] = it has failed."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Todo:
+    """What a group consists of.
+
+    Attributes:
+        runs: those that are known.
+        waiting: as many as will be known once those are finished.
+    """
+
+    runs: Sequence[Run]
+    waiting: Sequence[Run] = ()
+
+
+class Group(Protocol):
+    """Runs that belong together."""
+
+    @property
+    def name(self) -> str:
+        """The folder that holds the folders of its runs."""
+        ...
+
+    @property
+    def data(self) -> str:
+        """What names its data in the first of `Columns.data`."""
+        ...
+
+    def todo(self, rows: dict[tuple[Any, ...], Row]) -> Todo:
+        """Returns its runs, by what the rows, which come by key, have decided."""
+        ...
+
+    def check(self, datasets: str) -> str:
+        """Sets up its runs without training; returns the fingerprint of the data.
+
+        Raises:
+            ConfigError: one that cannot run.
+        """
+        ...
 
 
 class Driver:
@@ -30,7 +117,7 @@ class Driver:
         *,
         runs: pathlib.Path,
         datasets: str = "",
-        file: pathlib.Path,
+        results: Results,
         jobs: int = 1,
         threads_per_run: int = 0,
         retry: bool = False,
@@ -39,7 +126,7 @@ class Driver:
         self.groups = list(groups)
         self.runs = runs.absolute()
         self.datasets = datasets and os.path.abspath(datasets)
-        self.file = file
+        self.results = results
         self.jobs = jobs
         self.threads_per_run = threads_per_run
         self._stop = threading.Event()
@@ -48,7 +135,7 @@ class Driver:
         self._errors: list[BaseException] = []  # that ended a worker
         if retry:
             for group in groups:
-                for path in (self.runs / group.set.name / group.model).glob("*.failed"):
+                for path in (self.runs / group.name).glob("*.failed"):
                     path.unlink()
 
     def run(self) -> bool:
@@ -84,12 +171,9 @@ class Driver:
 
     def _check(self) -> bool:
         """Leaves out models with a trial that cannot run; returns whether there are."""
-        rows = results.read(self.file)
-        open_runs = self.states()["open"]
-        names = {(run.set.name, run.model) for run in open_runs}
         groups = list(self.groups)
         for group in groups:
-            if (group.set.name, group.model) not in names:
+            if not self.states([group])["open"]:
                 continue
             try:
                 fingerprint = group.check(self.datasets)
@@ -97,22 +181,20 @@ class Driver:
                 print(f"skipped: {error}", file=sys.stderr, flush=True)
                 self.groups.remove(group)
             else:
-                results.check_same_data(rows, group.set.name, fingerprint)
+                self.results.check_same_data(group.data, fingerprint)
         return len(self.groups) < len(groups)
 
-    def states(self) -> dict[str, list[Run]]:
-        """Returns runs by state: done, failed, open, and waiting (seeds to be)."""
-        rows = {results.key(row): row for row in results.read(self.file)}
+    def states(self, groups: Sequence[Group] | None = None) -> dict[str, list[Run]]:
+        """Returns runs by state: done, failed, open, and waiting (not yet known)."""
+        rows = self.results.by_key()
         states: dict[str, list[Run]] = {
             state: [] for state in ("done", "failed", "open", "waiting")
         }
-        for group in self.groups:
-            for run in group.trials:
+        for group in self.groups if groups is None else groups:
+            todo = group.todo(rows)
+            for run in todo.runs:
                 states[self._state(run, rows)].append(run)
-            chosen = group.chosen(rows)
-            for run in group.seeds(chosen["trial"] if chosen else 1):
-                state = self._state(run, rows) if chosen else "waiting"
-                states[state].append(run)
+            states["waiting"] += todo.waiting
         return states
 
     def _state(self, run: Run, rows: dict[tuple[Any, ...], Row]) -> str:
@@ -169,17 +251,17 @@ class Driver:
             if self._stop.is_set():
                 return
             if code or not run.is_finished(folder):
-                self._fail(run, folder, f"exit status {code}: {_error(text)}")
+                self._fail(run, f"exit status {code}: {_error(text)}")
                 return
-        row = run.row(folder)
-        results.append(self.file, row)
-        best = f"valid {row['metric']} {row['value']}"
-        self._tell(f"finished {run.name}: {best} ({row['wall_seconds']:.0f} s)")
+        rows = run.rows(folder)
+        self.results.append(rows)
+        self._tell(f"finished {run.name}: {run.told(rows[-1])}")
 
-    def _fail(self, run: Run, folder: pathlib.Path, error: str) -> None:
-        """Records an error; a trial whose loss was not finite has lost, for good."""
-        if run.kind == "trial" and "NonFiniteError" in error:
-            results.append(self.file, run.row(folder, lost=error))
+    def _fail(self, run: Run, error: str) -> None:
+        """Records an error; some runs whose loss was not finite have lost for good."""
+        lost = run.lost(error) if "NonFiniteError" in error else []
+        if lost:
+            self.results.append(lost)
         else:
             self._failure(run).write_text(f"{error}\n")
         self._tell(f"FAILED {run.name}: {error}")
@@ -229,33 +311,22 @@ class Driver:
             )
 
     def seconds(self, runs: Sequence[Run]) -> Iterator[float]:
-        """Yields the time that each will take, by the rows of its model and set."""
-        known: dict[tuple[str, str], list[float]] = {}
-        for row in results.read(self.file):
-            if "wall_seconds" in row:
-                name = row["set"], row["model"]
-                known.setdefault(name, []).append(row["wall_seconds"])
+        """Yields the time that each will take, by the rows of runs like it."""
+        known = self.results.seconds()
         for run in runs:
-            name = run.set.name, run.model
-            is_trained = run.kind == "seed" and run.seed == 0
-            usual = statistics.mean(known.get(name, [run.set.seconds]))
-            yield 0.0 if is_trained else usual
+            usual = statistics.mean(known.get(run.like, [run.seconds]))
+            yield usual if run.seconds else 0.0
 
     def plan(self) -> str:
-        """Returns a line per model: what is done, what is left, how long."""
-        states = self.states()
+        """Returns a line per group: what is done, what is left, how long."""
         lines, total = [], 0.0
         for group in self.groups:
-            name = group.set.name, group.model
-            counts = {
-                state: [run for run in runs if (run.set.name, run.model) == name]
-                for state, runs in states.items()
-            }
+            counts = self.states([group])
             left = counts["open"] + counts["waiting"]
             seconds = sum(self.seconds(left))
             total += seconds
             lines.append(
-                f"{'/'.join(name):34} {len(counts['done'])} done "
+                f"{group.name:34} {len(counts['done'])} done "
                 f"{len(counts['failed'])} failed {len(left)} left  {_duration(seconds)}"
             )
         jobs = f", {_duration(total / self.jobs)} by {self.jobs} jobs"

@@ -9,6 +9,7 @@ import subprocess
 from typing import Any
 
 from experiments import results
+from experiments.driver import ROOT, Todo
 from experiments.results import Row
 from experiments.spaces import SEEDS, ExperimentSet
 from rankax.config.base import ConfigError
@@ -18,7 +19,6 @@ from rankax.training import run_folder
 from rankax.training.predictions import FILE_NAME as PREDICTIONS
 from rankax.training.setup import set_up
 
-ROOT = pathlib.Path(__file__).parents[1]
 RUNS = "runs/sweep"
 
 
@@ -54,6 +54,17 @@ class Run:
         name = f"trial-{self.trial}{seed}-{self.config_hash}"
         return f"{self.set.name}/{self.model}/{name}"
 
+    @property
+    def like(self) -> tuple[str, str]:
+        """Runs of one model on one set take about as long."""
+        return self.set.name, self.model
+
+    @property
+    def seconds(self) -> float:
+        """A guess; seed 0 of the chosen trial has been trained."""
+        is_trained = self.kind == "seed" and self.seed == 0
+        return 0.0 if is_trained else self.set.seconds
+
     def key(self) -> tuple[Any, ...]:
         """That of its row."""
         return self.set.name, self.model, self.config_hash, self.seed, self.kind
@@ -86,9 +97,24 @@ class Run:
             )
         )
 
-    def row(self, folder: pathlib.Path, *, lost: str = "") -> Row:
-        """Returns the row of its finished folder, or that of a lost trial."""
-        columns = {
+    def rows(self, folder: pathlib.Path) -> list[Row]:
+        """Returns the row of its finished folder."""
+        row = self._columns() | results.of_folder(folder)
+        if self.kind == "trial":
+            row["test"] = {}  # though its folder may have gone on since
+        return [row]
+
+    def told(self, row: Row) -> str:
+        """Says what validation found."""
+        return f"valid {row['metric']} {row['value']} ({row['wall_seconds']:.0f} s)"
+
+    def lost(self, error: str) -> list[Row]:
+        """Returns the row of a trial that has lost; a seed has failed."""
+        own = {"value": None, "error": error, "config_hash": self.config_hash}
+        return [self._columns() | own] if self.kind == "trial" else []
+
+    def _columns(self) -> Row:
+        return {
             "set": self.set.name,
             "model": self.model,
             "kind": self.kind,
@@ -98,13 +124,6 @@ class Run:
             "command": shlex.join(["python", *self.arguments()]),
             "commit": commit(),
         }
-        if lost:
-            own = {"value": None, "error": lost, "config_hash": self.config_hash}
-            return columns | own
-        row = columns | results.of_folder(folder)
-        if self.kind == "trial":
-            row["test"] = {}  # though its folder may have gone on since
-        return row
 
 
 class Group:
@@ -135,6 +154,23 @@ class Group:
         hashes = [run.config_hash for run in self.trials]
         if len(set(hashes)) < len(hashes):
             raise ConfigError(f"{of.name}: two trials of {model!r} are the same run")
+
+    @property
+    def name(self) -> str:
+        """Folder below `--runs`."""
+        return f"{self.set.name}/{self.model}"
+
+    @property
+    def data(self) -> str:
+        """Rows of one set are of the same data."""
+        return self.set.name
+
+    def todo(self, rows: dict[tuple[Any, ...], Row]) -> Todo:
+        """Returns the trials, and the seeds once one of them is chosen."""
+        chosen = self.chosen(rows)
+        if chosen:
+            return Todo([*self.trials, *self.seeds(chosen["trial"])])
+        return Todo(self.trials, waiting=self.seeds(1))
 
     def check(self, datasets: str = "") -> str:
         """Sets up every trial as its run will, without training.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 import contextlib
+import dataclasses
 import datetime
 import fcntl
 import json
@@ -29,58 +30,98 @@ _COPIED = (
 )
 
 
-def key(row: Row) -> tuple[Any, ...]:
-    """Returns what makes a row the only one of its kind."""
-    return row["set"], row["model"], row["config_hash"], row["seed"], row["kind"]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names of the columns that a driver needs to know.
 
-
-def read(path: pathlib.Path) -> list[Row]:
-    """Returns the rows; none where there is no file.
-
-    A last line without its end was torn by a crash (or is being written) and is no row.
+    Attributes:
+        key: what tells the rows of one run from those of all others.
+        like: what runs that take equally long have in common.
+        data: the name of the data, and their fingerprint.
+        seconds: how long the run took.
     """
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+
+    key: tuple[str, ...] = ("set", "model", "config_hash", "seed", "kind")
+    like: tuple[str, ...] = ("set", "model")
+    data: tuple[str, str] = ("set", "dataset_fingerprint")
+    seconds: str = "wall_seconds"
 
 
-def append(path: pathlib.Path, row: Row) -> bool:
-    """Adds a row, once, however many drivers write; returns whether it was new.
+class Results:
+    """A file of rows, one JSON object a line, to which several drivers may add."""
 
-    Raises:
-        ValueError: the set has rows of other data, with which it would be compared.
-    """
-    with open(path, "a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
-        rows = read(path)
-        if key(row) in map(key, rows):
-            return False
-        check_same_data(rows, row["set"], row.get("dataset_fingerprint"))
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)  # drops a torn line
-        file.write(json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return True
+    def __init__(self, path: pathlib.Path, columns: Columns | None = None):
+        """Opens nothing yet."""
+        self.path = path
+        self.columns = columns or Columns()
 
+    def key(self, row: Row) -> tuple[Any, ...]:
+        """Returns what names the run of a row."""
+        return tuple(row[name] for name in self.columns.key)
 
-def check_same_data(rows: Iterable[Row], name: str, fingerprint: str | None) -> None:
-    """Refuses rows of one set on different data.
+    def read(self) -> list[Row]:
+        """Returns the rows; none where there is no file.
 
-    Raises:
-        ValueError: there is such a row.
-    """
-    known = {
-        row["dataset_fingerprint"]
-        for row in rows
-        if row["set"] == name and row.get("dataset_fingerprint")
-    }
-    if fingerprint and known - {fingerprint}:
-        raise ValueError(
-            f"the rows of {name} are of the data {sorted(known)}, this is "
-            f"{fingerprint}; convert the data set as before, or name another --results"
-        )
+        A last line without its end was torn by a crash (or is being written) and is no
+        row.
+        """
+        if not self.path.exists():
+            return []
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines if line]
+
+    def by_key(self) -> dict[tuple[Any, ...], Row]:
+        """Returns the last row of each run."""
+        return {self.key(row): row for row in self.read()}
+
+    def seconds(self) -> dict[tuple[Any, ...], list[float]]:
+        """Returns by `Columns.like` how long runs took."""
+        found: dict[tuple[Any, ...], list[float]] = {}
+        for row in self.by_key().values():
+            if row.get(self.columns.seconds) is not None:
+                like = tuple(row[name] for name in self.columns.like)
+                found.setdefault(like, []).append(row[self.columns.seconds])
+        return found
+
+    def append(self, rows: Sequence[Row]) -> bool:
+        """Adds the rows of a run, once, however many drivers write.
+
+        Returns:
+            Whether there were none of it.
+
+        Raises:
+            ValueError: there are rows of other data, with which they would be compared.
+        """
+        with open(self.path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+            if self.key(rows[0]) in self.by_key():
+                return False
+            name, fingerprint = self.columns.data
+            self.check_same_data(rows[0][name], rows[0].get(fingerprint))
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # drops a torn line
+            # In one write, so that a killed process leaves all rows of the run or none.
+            file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+        return True
+
+    def check_same_data(self, name: str, fingerprint: str | None) -> None:
+        """Refuses rows of one name on different data.
+
+        Raises:
+            ValueError: there is such a row.
+        """
+        named, column = self.columns.data
+        known = {
+            row[column] for row in self.read() if row[named] == name and row.get(column)
+        }
+        if fingerprint and known - {fingerprint}:
+            raise ValueError(
+                f"the rows of {name} are of the data {sorted(known)}, this is "
+                f"{fingerprint}; convert the data set as before, or name another "
+                "--results"
+            )
 
 
 def of_folder(folder: pathlib.Path) -> Row:

@@ -24,9 +24,9 @@ import signal
 import sys
 
 from experiments import results
-from experiments.driver import Driver
-from experiments.protocol import ROOT, RUNS, Group, Run
-from experiments.results import Row
+from experiments.driver import ROOT, Driver
+from experiments.protocol import RUNS, Group, Run
+from experiments.results import Results, Row
 from experiments.spaces import SETS
 from rankax.config.base import ConfigError, suggest
 
@@ -49,7 +49,7 @@ def chosen(
     name: str, models: Sequence[str], file: pathlib.Path
 ) -> Iterator[tuple[str, Row, list[tuple[Run, Row]]]]:
     """Yields model, row of its chosen trial, and the finished runs of its seeds."""
-    rows = {results.key(row): row for row in results.read(file)}
+    rows = Results(file).by_key()
     for group in groups_of([name], models):
         trial = group.chosen(rows)
         if trial:
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         groups_of(sets, models),
         runs=flags.runs,
         datasets=flags.datasets,
-        file=flags.results,
+        results=Results(flags.results),
         jobs=flags.jobs,
         threads_per_run=flags.threads_per_run,
         retry=flags.retry and not flags.plan,

@@ -133,12 +133,12 @@ def fake(monkeypatch):
 
 def driver(tmp_path, models=MODELS, **options):
     groups = sweep.groups_of(["made_up"], models)
-    file = tmp_path / "results.jsonl"
-    return drivers.Driver(groups, runs=tmp_path / "runs", file=file, **options)
+    file = results.Results(tmp_path / "results.jsonl")
+    return drivers.Driver(groups, runs=tmp_path / "runs", results=file, **options)
 
 
 def rows_of(tmp_path):
-    return results.read(tmp_path / "results.jsonl")
+    return results.Results(tmp_path / "results.jsonl").read()
 
 
 # ---------------------------------------------------------------- the protocol
@@ -207,7 +207,7 @@ def test_a_stopped_sweep_goes_on_without_doing_anything_twice(tmp_path, fake):
     driver(tmp_path).run()
     assert fake.started.pop(("dcnv2/trial-3", False)) == 2
     assert set(fake.started.values()) == {1}
-    keys = [results.key(row) for row in rows_of(tmp_path)]
+    keys = [results.Results(tmp_path).key(row) for row in rows_of(tmp_path)]
     assert len(keys) == len(set(keys)) == 14
 
     driver(tmp_path).run()
@@ -220,7 +220,7 @@ def test_rows_alone_are_enough_to_skip_a_run(tmp_path, fake):
     copy = drivers.Driver(
         sweep.groups_of(["made_up"], ["dnn"]),
         runs=tmp_path / "elsewhere",
-        file=tmp_path / "results.jsonl",
+        results=results.Results(tmp_path / "results.jsonl"),
     )
     copy.run()
     assert set(fake.started.values()) == {1}
@@ -239,23 +239,23 @@ def test_two_drivers_of_two_jobs_share_the_runs(tmp_path, fake):
 
 
 def test_a_row_is_written_once(tmp_path):
-    file = tmp_path / "results.jsonl"
+    file = results.Results(tmp_path / "results.jsonl")
     row = {"set": "a", "model": "b", "config_hash": "c", "seed": 0, "kind": "trial"}
-    assert results.append(file, row)
-    assert not results.append(file, row | {"value": 1.0})
-    assert results.append(file, row | {"kind": "seed"})
-    assert [each["kind"] for each in results.read(file)] == ["trial", "seed"]
+    assert file.append([row])
+    assert not file.append([row | {"value": 1.0}])
+    assert file.append([row | {"kind": "seed"}])
+    assert [each["kind"] for each in file.read()] == ["trial", "seed"]
 
 
 def test_a_torn_last_line_is_no_row_and_is_written_again(tmp_path):
-    file = tmp_path / "results.jsonl"
+    file = results.Results(tmp_path / "results.jsonl")
     row = {"set": "a", "model": "b", "config_hash": "c", "seed": 0, "kind": "trial"}
-    results.append(file, row)
-    whole = file.read_bytes()
-    file.write_bytes(whole + whole[:20])
-    assert results.read(file) == [row]
-    assert results.append(file, row | {"seed": 1})
-    assert [each["seed"] for each in results.read(file)] == [0, 1]
+    file.append([row])
+    whole = file.path.read_bytes()
+    file.path.write_bytes(whole + whole[:20])
+    assert file.read() == [row]
+    assert file.append([row | {"seed": 1}])
+    assert [each["seed"] for each in file.read()] == [0, 1]
 
 
 def test_folders_are_those_that_compare_takes(tmp_path, fake, capsys):
@@ -301,11 +301,10 @@ def test_no_trial_starts_where_one_of_them_cannot_run(
         SETS["made_up"], trials={"dnn": good, "finalmlp": (*wrong, *good[1:])}
     )
     monkeypatch.setitem(SETS, "made_up", changed)
-    monkeypatch.setattr(drivers.Group, "check", CHECK)
+    monkeypatch.setattr(protocol.Group, "check", CHECK)
     groups = sweep.groups_of(["made_up"], ())
-    one = drivers.Driver(
-        groups, runs=tmp_path / "runs", file=tmp_path / "results.jsonl"
-    )
+    file = results.Results(tmp_path / "results.jsonl")
+    one = drivers.Driver(groups, runs=tmp_path / "runs", results=file)
     assert not one.run()
     assert {name.partition("/")[0] for name, _ in fake.started} == {"dnn"}
     assert "skipped: made_up/finalmlp/trial-3-" in capsys.readouterr().err
@@ -318,7 +317,7 @@ def test_rows_of_other_data_are_refused_before_a_run_starts(
     lines = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
     row = json.loads(lines[0]) | {"dataset_fingerprint": "of other data"}
     (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
-    monkeypatch.setattr(drivers.Group, "check", CHECK)
+    monkeypatch.setattr(protocol.Group, "check", CHECK)
     before = sum(fake.started.values())
     with pytest.raises(
         ValueError, match=r"rows of made_up are of the data \['of other"
@@ -331,7 +330,7 @@ def test_an_error_of_a_worker_is_raised(tmp_path, fake, monkeypatch):
     def full(file, row):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(results, "append", full)
+    monkeypatch.setattr(results.Results, "append", full)
     with pytest.raises(OSError, match="no space left"):
         driver(tmp_path, jobs=2).run()
 
@@ -495,7 +494,7 @@ def test_a_killed_sweep_of_real_runs_goes_on(tmp_path):
         *(f"--runs={tmp_path / 'runs'}", f"--results={tmp_path / 'results.jsonl'}"),
         *("--jobs=2", "--threads-per-run=1"),
     ]
-    environment = os.environ | {"PYTHONPATH": str(protocol.ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(drivers.ROOT)}
     first = subprocess.Popen(command, env=environment, cwd=tmp_path)
     deadline = time.monotonic() + 300
     while not list((tmp_path / "runs").rglob("metrics.jsonl")):

@@ -1,5 +1,6 @@
 """The runs of one model on one set: four trials, and three seeds of the chosen one."""
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import pathlib
@@ -220,12 +221,25 @@ def _config_hash(of: ExperimentSet, model: str, options: dict[str, Any]) -> str:
 
 
 def _config(of: ExperimentSet, model: str, options: dict[str, Any]) -> ExperimentConfig:
-    file, _, argument = of.config_of(model).partition(":")
+    return configured(of.config_of(model), {**of.overrides, **options})
+
+
+def configured(name: str, options: Mapping[str, Any]) -> ExperimentConfig:
+    """Returns what `--config=NAME` with these overrides makes, validated.
+
+    Args:
+        name: FILE.py or FILE.py:ARGUMENT, from the root of the checkout.
+        options: full name, such as "train.seed" -> value.
+
+    Raises:
+        ConfigError: no such file, or options that cannot be used.
+    """
+    file, _, argument = name.partition(":")
     path = ROOT / file
     if not path.exists():
         raise ConfigError(f"{file} does not exist")
     config: ExperimentConfig = runpy.run_path(str(path))["get_config"](argument)
-    for name, value in {**of.overrides, **options}.items():
+    for name, value in options.items():
         *sections, option = name.split(".")
         section = config
         for each in sections:

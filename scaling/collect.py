@@ -1,0 +1,223 @@
+r"""Gathers the rows of finished runs, and refuses to mix what must not be compared.
+
+python -m scaling.collect synthetic --runs=runs/scaling   # from the run folders
+python -m scaling.collect synthetic                       # checks the rows again
+
+`python -m scaling.sweep` adds a run's rows to `runs.jsonl` when it finishes, and calls
+this at its end; with --runs the file is made anew from the folders.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+import json
+import math
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+from etils import epath
+
+from experiments.results import Results, Row
+from rankax.config.base import ConfigError
+from rankax.observe import stores
+from scaling.runs import COLUMNS, LadderGroup
+from scaling.study import Study, load
+
+FILE_NAME = "runs.jsonl"
+# What the rows of a study must have in common, and why.
+COMMON = {
+    "eval_hash": "scores of other examples cannot be compared",
+    "data_hash": "other training data are another experiment",
+    "git_sha": "other code may be another model",
+}
+
+
+class MixedRowsError(ValueError):
+    """Rows that must not be fitted together."""
+
+
+def check(rows: Iterable[Row], *, allow: Sequence[str] = ()) -> None:
+    """Refuses rows of different data, evaluation windows or code.
+
+    Args:
+        rows: of a study; those of diverged runs have no data and pass.
+        allow: columns of `COMMON` that may differ.
+
+    Raises:
+        MixedRowsError: they do.
+    """
+    rows = list(rows)
+    for column, why in COMMON.items():
+        values = {row[column] for row in rows if row[column] is not None}
+        if len(values) > 1 and column not in allow:
+            examples = {row[column]: row["run_id"] for row in rows}
+            raise MixedRowsError(
+                f"the rows have {len(values)} values of {column}, and {why}: "
+                + ", ".join(f"{v} ({examples[v]})" for v in sorted(values))
+                + f"; run again what is old, or say --allow={column}"
+            )
+
+
+def flag_data_limited(rows: Sequence[Row]) -> None:
+    """Marks sizes that want more data, in place.
+
+    A size is data-limited if the loss still falls faster over the second half of its
+    run than that of the next smaller size, by more than 2 σ: d = L(1/2) − L(1) of the
+    runs of a size, and σ the standard error of the difference of the two means, from
+    the spread over seeds pooled over the ladder. One with a single seed uses it too.
+    """
+    ladders: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for own in _by_run(rows):
+        last = own[-1]
+        halves = [r for r in own if _is_about(r["samples_seen"], last, 1 / 2)]
+        if last["lr_stage"] or not last["final"] or not halves:
+            continue
+        ladder = ladders.setdefault((last["model"], last["ladder"]), {})
+        fall = halves[0]["logloss"] - last["logloss"]
+        ladder.setdefault(last["size_name"], []).append(fall)
+    limited = set()
+    for name, sizes in ladders.items():
+        sigma = _pooled(sizes.values())
+        ordered = sorted(sizes, key=lambda size: _cost(rows, name, size))
+        for smaller, size in zip(ordered, ordered[1:], strict=False):
+            counts = len(sizes[smaller]), len(sizes[size])
+            error = sigma * math.sqrt(sum(1 / n for n in counts))
+            difference = statistics.mean(sizes[size]) - statistics.mean(sizes[smaller])
+            if difference > 2 * error:
+                limited.add((*name, size))
+    for row in rows:
+        key = row["model"], row["ladder"], row["size_name"]
+        row["data_limited"] = key in limited
+
+
+def _by_run(rows: Iterable[Row]) -> list[list[Row]]:
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["complete"]:
+            runs.setdefault(row["run_id"], []).append(row)
+    return [sorted(own, key=lambda row: row["samples_seen"]) for own in runs.values()]
+
+
+def _is_about(seen: int, last: Row, share: float) -> bool:
+    return abs(seen / (share * last["samples_seen"]) - 1) <= 0.1
+
+
+def _pooled(samples: Iterable[Sequence[float]]) -> float:
+    """Returns the standard deviation within samples, infinite where none has two."""
+    squares = freedom = 0.0
+    for values in samples:
+        mean = statistics.mean(values)
+        squares += sum((value - mean) ** 2 for value in values)
+        freedom += len(values) - 1
+    return math.sqrt(squares / freedom) if freedom else math.inf
+
+
+def _cost(rows: Iterable[Row], name: tuple[str, str], size: str) -> tuple[Any, ...]:
+    """Orders sizes, by arithmetic and then by tables."""
+    for row in rows:
+        if (row["model"], row["ladder"], row["size_name"]) == (*name, size):
+            if row["complete"]:
+                return row["flops_fwd_per_sample"], row["n_table"]
+    raise AssertionError(size)
+
+
+def from_folders(study: Study, runs: pathlib.Path) -> list[Row]:
+    """Returns the rows of all finished runs of a study.
+
+    Args:
+        study: whose runs they are.
+        runs: the folder that --runs of the sweep named.
+    """
+    rows: list[Row] = []
+    for ladder in study.ladders:
+        group = LadderGroup(study, ladder)
+        known: dict[tuple[Any, ...], Row] = {}
+        for _ in range(2):  # the search first, then what depends on it
+            for run in group.todo(known).runs:
+                if run.key() not in known and run.is_finished(runs / run.name):
+                    own = run.rows(runs / run.name)
+                    known[run.key()] = own[-1]
+                    rows += own
+    return rows
+
+
+def collect(
+    study: Study,
+    folder: pathlib.Path,
+    *,
+    runs: pathlib.Path | None = None,
+    allow: Sequence[str] = (),
+) -> list[Row]:
+    """Writes `runs.jsonl` in order, checked and flagged; returns its rows.
+
+    Args:
+        study: whose rows they are.
+        folder: of its results.
+        runs: the run folders to take the rows from; None = those of the file.
+        allow: columns of `COMMON` that may differ.
+
+    Raises:
+        MixedRowsError: rows that must not be fitted together.
+        ConfigError: there are none.
+    """
+    path = folder / FILE_NAME
+    rows = Results(path, COLUMNS).read() if runs is None else from_folders(study, runs)
+    if not rows:
+        where = path if runs is None else f"{runs}/{study.name}"
+        raise ConfigError(
+            f"{where} has no finished run of {study.name}; make some with python -m "
+            f"scaling.sweep {study.name}"
+        )
+    check(rows, allow=allow)
+    flag_data_limited(rows)
+    order = {
+        (ladder.model, ladder.axis, size.name): (place, number)
+        for place, ladder in enumerate(study.ladders)
+        for number, size in enumerate(ladder.sizes)
+    }
+
+    def key(row: Row) -> tuple[Any, ...]:
+        size = order.get((row["model"], row["ladder"], row["size_name"]), (99, 0))
+        return (
+            *size,
+            not row["lr_stage"],
+            row["lr_dense"],
+            row["seed"],
+            row["samples_seen"] or 0,
+        )
+
+    rows.sort(key=key)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    stores.write_text(epath.Path(path), text)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m scaling.collect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", help="name or folder")
+    parser.add_argument("--runs", type=pathlib.Path, help="take rows from run folders")
+    parser.add_argument(
+        "--allow", default="", help=f"what may differ, of {', '.join(COMMON)}"
+    )
+    flags = parser.parse_args(arguments)
+    allow = [name for name in flags.allow.split(",") if name]
+    for name in allow:
+        if name not in COMMON:
+            parser.error(f"--allow: {name!r} is none of {', '.join(COMMON)}")
+    try:
+        study, folder = load(flags.study)
+        rows = collect(study, folder, runs=flags.runs, allow=allow)
+    except (ConfigError, MixedRowsError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    runs = {row["run_id"] for row in rows}
+    print(f"{folder / FILE_NAME}: {len(rows)} rows of {len(runs)} runs")
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,6 @@ ROWS = 2**18
 
 
 def get_config(arg: str = "dnn") -> ExperimentConfig:
-    """Takes the name of a model."""
     config = ExperimentConfig()
     config.data.source = SyntheticConfig(
         num_train_rows=ROWS,

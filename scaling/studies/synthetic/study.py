@@ -8,7 +8,6 @@ IDS = {"user_id": 2_000, "item_id": 1_200, "site": 20_000}
 
 
 def get_study() -> Study:
-    """Returns the study."""
     return Study(
         name="synthetic",
         title="Scaling of ranking models on synthetic clicks",

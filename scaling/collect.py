@@ -9,6 +9,7 @@ this at its end; with --runs the file is made anew from the folders.
 
 import argparse
 from collections.abc import Iterable, Sequence
+import itertools
 import json
 import math
 import pathlib
@@ -21,6 +22,7 @@ from etils import epath
 from experiments.results import Results, Row
 from rankax.config.base import ConfigError
 from rankax.observe import stores
+from scaling import noise
 from scaling.runs import COLUMNS, LadderGroup
 from scaling.study import Study, load
 
@@ -78,9 +80,10 @@ def flag_data_limited(rows: Sequence[Row]) -> None:
         ladder.setdefault(last["size_name"], []).append(fall)
     limited = set()
     for name, sizes in ladders.items():
-        sigma = _pooled(sizes.values())
+        measured = noise.pooled(sizes)
+        sigma = measured.sigma if measured else math.inf
         ordered = sorted(sizes, key=lambda size: _cost(rows, name, size))
-        for smaller, size in zip(ordered, ordered[1:], strict=False):
+        for smaller, size in itertools.pairwise(ordered):
             counts = len(sizes[smaller]), len(sizes[size])
             error = sigma * math.sqrt(sum(1 / n for n in counts))
             difference = statistics.mean(sizes[size]) - statistics.mean(sizes[smaller])
@@ -103,22 +106,12 @@ def _is_about(seen: int, last: Row, share: float) -> bool:
     return abs(seen / (share * last["samples_seen"]) - 1) <= 0.1
 
 
-def _pooled(samples: Iterable[Sequence[float]]) -> float:
-    """Returns the standard deviation within samples, infinite where none has two."""
-    squares = freedom = 0.0
-    for values in samples:
-        mean = statistics.mean(values)
-        squares += sum((value - mean) ** 2 for value in values)
-        freedom += len(values) - 1
-    return math.sqrt(squares / freedom) if freedom else math.inf
-
-
 def _cost(rows: Iterable[Row], name: tuple[str, str], size: str) -> tuple[Any, ...]:
     """Orders sizes, by arithmetic and then by tables."""
     for row in rows:
-        if (row["model"], row["ladder"], row["size_name"]) == (*name, size):
-            if row["complete"]:
-                return row["flops_fwd_per_sample"], row["n_table"]
+        key = row["model"], row["ladder"], row["size_name"]
+        if key == (*name, size) and row["complete"]:
+            return row["flops_fwd_per_sample"], row["n_table"]
     raise AssertionError(size)
 
 

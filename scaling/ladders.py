@@ -14,6 +14,7 @@ Nothing is trained and no parameter is made. Shape rules, told in advance:
 
 import argparse
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 import sys
 
 from rankax.config.base import ConfigError
@@ -23,90 +24,101 @@ from scaling.study import Ladder, Size, Study, load
 SEEDS = (0, 1, 2)
 
 
-def _sizes(
-    overrides: Mapping[str, Mapping[str, object]], seeds: Mapping[str, tuple[int, ...]]
-) -> tuple[Size, ...]:
-    """The largest is held out."""
-    last = list(overrides)[-1]
-    return tuple(
-        Size(
-            name=name,
-            overrides=dict(own),
-            seeds=seeds.get(name, SEEDS),
-            held_out=name == last,
-        )
-        for name, own in overrides.items()
-    )
-
-
-def _ladder(
+def ladder(
     model: str,
     axis: str,
     overrides: Mapping[str, Mapping[str, object]],
     *,
-    seeds: Mapping[str, tuple[int, ...]] | None = None,
     is_tuned: bool,
+    seeds: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Ladder:
-    """Tunes the two smallest sizes and the middle one."""
-    names = list(overrides)
+    """Returns a ladder of which the largest size is held out.
+
+    Args:
+        model: that fills the study's configuration.
+        axis: what grows.
+        overrides: name of the size -> its options, smallest first; the last one is not
+            run, but is the largest one doubled.
+        is_tuned: search the learning rate at the two smallest sizes and the middle one.
+        seeds: of sizes that have others than 0, 1, 2.
+    """
+    names = list(overrides)[:-1]
     tune = dict.fromkeys([*names[:2], names[len(names) // 2]]) if is_tuned else ()
+    sizes = [
+        Size(
+            name=name,
+            overrides=dict(own),
+            seeds=(seeds or {}).get(name, SEEDS),
+            held_out=name == names[-1],
+        )
+        for name, own in overrides.items()
+    ]
     return Ladder(
         model=model,
         axis=axis,
-        sizes=_sizes(overrides, seeds or {}),
+        sizes=tuple(sizes[:-1]),
         tune=tuple(tune),
+        doubled=sizes[-1],
     )
+
+
+def _doubled(values: Sequence[int]) -> tuple[int, ...]:
+    return (*values, 2 * values[-1])
 
 
 def dnn_width(widths: Sequence[int], *, is_tuned: bool = True) -> Ladder:
     """Returns DNNs of three layers."""
-    sizes = {f"h{h}": {"model.backbone.hidden_dims": (h, h, h)} for h in widths}
-    return _ladder("dnn", "width", sizes, is_tuned=is_tuned)
+    sizes = {
+        f"h{h}": {"model.backbone.hidden_dims": (h, h, h)} for h in _doubled(widths)
+    }
+    return ladder("dnn", "width", sizes, is_tuned=is_tuned)
 
 
 def dnn_depth(depths: Sequence[int], *, width: int) -> Ladder:
     """Returns DNNs of one width."""
-    sizes = {f"l{n}": {"model.backbone.hidden_dims": (width,) * n} for n in depths}
-    return _ladder("dnn", "depth", sizes, is_tuned=False)
+    sizes = {
+        f"l{n}": {"model.backbone.hidden_dims": (width,) * n} for n in _doubled(depths)
+    }
+    return ladder("dnn", "depth", sizes, is_tuned=False)
 
 
 def mlcc_channels(channels: Sequence[int], *, is_tuned: bool = True) -> Ladder:
     """Returns MC-MLCCs."""
-    sizes = {f"s{s}": {"model.backbone.num_channels": s} for s in channels}
-    return _ladder("mc_mlcc", "channels", sizes, is_tuned=is_tuned)
+    sizes = {f"s{s}": {"model.backbone.num_channels": s} for s in _doubled(channels)}
+    return ladder("mc_mlcc", "channels", sizes, is_tuned=is_tuned)
 
 
 def mixer_width(dims: Sequence[int], *, is_tuned: bool = True) -> Ladder:
     """Returns TokenMixer-Larges."""
-    sizes = {f"d{d}": {"model.backbone.token_dim": d} for d in dims}
-    return _ladder("tokenmixer_large", "width", sizes, is_tuned=is_tuned)
+    sizes = {f"d{d}": {"model.backbone.token_dim": d} for d in _doubled(dims)}
+    return ladder("tokenmixer_large", "width", sizes, is_tuned=is_tuned)
 
 
-def table_rows(
-    model: str, tables: Mapping[str, int], shares: Mapping[str, float]
-) -> Ladder:
+def table_rows(model: str, tables: Mapping[str, int], ratios: Sequence[str]) -> Ladder:
     """Returns hash sizes.
 
     Args:
         model: of the network, which stays.
         tables: name -> number of its ids.
-        shares: name of the size -> rows per id.
+        ratios: rows per id, as fractions, "1/4".
     """
+    named = {ratio: Fraction(ratio) for ratio in ratios}
+    named[str(2 * named[ratios[-1]])] = 2 * named[ratios[-1]]
     sizes = {
         name: {
             "tables.hashed_rows": tuple(
-                f"{table}={max(round(share * ids), 1)}" for table, ids in tables.items()
+                f"{table}={max(round(ratio * ids), 1)}" for table, ids in tables.items()
             )
         }
-        for name, share in shares.items()
+        for name, ratio in named.items()
     }
-    return _ladder(model, "rows", sizes, is_tuned=False)
+    return ladder(model, "rows", sizes, is_tuned=False)
 
 
 def table_dim(model: str, dims: Sequence[int]) -> Ladder:
     """Returns widths of all rows."""
-    sizes = {f"d{d}": {"model.backbone.embedding_dim": d} for d in dims}
-    return _ladder(model, "dim", sizes, is_tuned=False)
+    sizes = {f"d{d}": {"model.backbone.embedding_dim": d} for d in _doubled(dims)}
+    return ladder(model, "dim", sizes, is_tuned=False)
 
 
 # ---------------------------------------------------------------- command line
@@ -119,14 +131,14 @@ def table(study: Study) -> str:
         f"{'rows':>9} {'dim':>4} {'FLOP/example':>13} {'examples':>9}  seeds"
     )
     lines = [header]
-    for ladder in study.ladders:
-        group = LadderGroup(study, ladder)
-        for size in ladder.sizes:
+    for each in study.ladders:
+        group = LadderGroup(study, each)
+        for size in each.sizes:
             cost = group.costs(size)
-            notes = " tuned" * (size.name in ladder.tune)
+            notes = " tuned" * (size.name in each.tune)
             notes += " held out" * size.held_out
             lines.append(
-                f"{ladder.name:24} {size.name:6} {cost['n_dense_total']:11,} "
+                f"{each.name:24} {size.name:6} {cost['n_dense_total']:11,} "
                 f"{cost['n_dense_active']:11,} {cost['n_table']:12,} "
                 f"{cost['table_rows']:9,} {cost['table_dim'] or 0:4} "
                 f"{cost['flops']:13,.0f} {cost['samples']:9,}  "

@@ -207,7 +207,7 @@ class ScalingRun:
             "model": self.ladder.model,
             "ladder": self.ladder.axis,
             "size_name": self.size.name,
-            "shape": dict(self.size.overrides),
+            "shape": json.loads(json.dumps(self.size.overrides)),
             "table_rows": known["table_rows"],
             "table_dim": known["table_dim"],
             "collision_share": known["collision_share"],

@@ -44,12 +44,15 @@ class Ladder:
         sizes: the rungs.
         tune: names of the sizes at which the dense learning rate is searched; the law
             fitted to them gives that of every size. () = the configuration's.
+        doubled: the largest size with the axis doubled, for the forecast of what that
+            would bring; never run. None = no forecast.
     """
 
     model: str
     axis: str
     sizes: tuple[Size, ...]
     tune: tuple[str, ...] = ()
+    doubled: Size | None = None
 
     def __post_init__(self) -> None:
         """Refuses what would run twice, or not at all."""

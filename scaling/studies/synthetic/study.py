@@ -18,11 +18,7 @@ def get_study() -> Study:
             ladders.mlcc_channels((1, 2, 4, 8, 16)),
             ladders.mixer_width((8, 16, 32, 64, 128)),
             ladders.dnn_depth((1, 2, 3, 4, 6), width=64),
-            ladders.table_rows(
-                "dnn",
-                IDS,
-                {"1/64": 1 / 64, "1/16": 1 / 16, "1/4": 1 / 4, "1": 1.0, "4": 4.0},
-            ),
+            ladders.table_rows("dnn", IDS, ("1/64", "1/16", "1/4", "1", "4")),
             ladders.table_dim("dnn", (2, 4, 8, 16, 32)),
         ),
         note=(

@@ -1,0 +1,401 @@
+"""A study from its ladders to its rows: real runs of a toy world, in this process."""
+
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+from absl import flags
+from ml_collections import config_flags
+import numpy as np
+import pytest
+
+from experiments import driver as drivers
+from experiments.results import Results
+from rankax.config.base import ConfigError
+from rankax.data import collisions, synthetic
+from rankax.train import train
+from rankax.training.progress import NonFiniteError
+from scaling import collect, ladders, rates, study, sweep
+from scaling.runs import COLUMNS, LadderGroup
+
+EXPERIMENT = """
+from experiments import arguments
+from rankax.config.experiment import ExperimentConfig
+from rankax.config.synthetic import SyntheticConfig
+
+def get_config(arg):
+    config = ExperimentConfig()
+    config.data.source = SyntheticConfig(
+        num_train_rows=4096, num_valid_rows=512, num_test_rows=64, rows_per_group=512,
+        num_users=50, num_items=80,
+    )
+    config.data.tasks = ("ctr",)
+    config.data.shuffle = False
+    config.data.fields = ("user_id", "slot", "topic")
+    config.data.lanes = 4
+    arguments.set_model(config, arg, "mean", embedding_dim=4, dropout=0.0)
+    config.train.batch_size = config.eval.batch_size = 256
+    config.train.num_epochs = 1
+    config.eval.every_steps = 2
+    config.observe.log_every = 1
+    config.observe.tensorboard = config.observe.report = False
+    return config
+"""
+STUDY = """
+from scaling import ladders
+from scaling.study import Ladder, Size, Study
+
+def get_study():
+    return Study(
+        name="toy",
+        title="Toy",
+        config={experiment!r} + ":{{model}}",
+        task="ctr",
+        ladders=({ladders},),
+    )
+"""
+WIDTH = (
+    'ladders.ladder("dnn", "width", {f"h{h}": {"model.backbone.hidden_dims": (h,)} '
+    'for h in (2, 8, 16)}, is_tuned=IS_TUNED, seeds={"h2": (0, 1), "h8": (0, 1)})'
+)
+
+
+def make(folder, *, of=WIDTH, is_tuned=False):
+    """Writes a study and returns it with its folder."""
+    folder.mkdir(exist_ok=True)
+    experiment = folder / "experiment.py"
+    experiment.write_text(EXPERIMENT)
+    text = STUDY.format(experiment=str(experiment), ladders=of)
+    (folder / "study.py").write_text(text.replace("IS_TUNED", str(is_tuned)))
+    return study.load(f"{folder}/")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Names of the runs that were started, which train in this process."""
+    names = []
+
+    def run(driver, arguments, folder, lock, environment):
+        workdir, config = parsed(arguments)
+        assert workdir == folder
+        names.append(folder.name)
+        try:
+            train(config, str(folder))
+        except NonFiniteError as error:
+            return 1, f"rankax.training.progress.NonFiniteError: {error}"
+        return 0, ""
+
+    monkeypatch.setattr(drivers.Driver, "_process", run)
+    return names
+
+
+def parsed(arguments):
+    """Workdir and configuration as `rankax.main` gets them from a command line."""
+    values = flags.FlagValues()
+    argv = ["main", *arguments[arguments.index("rankax.main") + 1 :]]
+    config = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=argv
+    )
+    workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
+    values(argv)
+    assert workdir.value is not None
+    return pathlib.Path(workdir.value), config.value
+
+
+def rows_of(folder):
+    return Results(folder / collect.FILE_NAME, COLUMNS).read()
+
+
+# What a machine and its load decide.
+TIMES = ("wall_s", "samples_per_s", "mfu")
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+# ---------------------------------------------------------------- a whole toy study
+
+
+def test_a_toy_study_gives_a_row_per_run_and_checkpoint(tmp_path, started):
+    toy, folder = make(tmp_path / "toy")
+    assert sweep.sweep(toy, folder, runs=tmp_path / "runs").run()
+    rows = collect.collect(toy, folder, allow=["git_sha"])
+    assert len(started) == len(set(started)) == 4
+    # 16 steps of 256 rows, evaluated after every second one.
+    assert [row["samples_seen"] for row in rows] == [512, 1024, 2048, 4096] * 4
+    assert [row["final"] for row in rows] == [False, False, False, True] * 4
+    oracle = synthetic.oracle(parsed(arguments(toy))[1].data.source, "valid")
+    for row in rows:
+        path = tmp_path / "runs/toy/dnn" / row["config_hash"] / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        step = row["samples_seen"] // 256
+        (line,) = [x for x in lines if x["split"] == "valid" and x["step"] == step]
+        assert row["logloss"] == pytest.approx(line["ctr/log_loss"], rel=1e-7)
+        assert row["auc"] == pytest.approx(line["ctr/auc"], rel=1e-7)
+        window = range(step - step // 8 + 1, step + 1) if step >= 8 else [step]
+        losses = [x["loss"] for x in lines if "loss" in x and x["step"] in window]
+        assert row["progressive_logloss"] == pytest.approx(np.mean(losses), rel=1e-7)
+        assert row["oracle_logloss"] == pytest.approx(oracle["ctr/oracle_log_loss"])
+        # user_id, slot and topic in rows of 4, into layers of h and 1.
+        h = row["shape"]["model.backbone.hidden_dims"][0]
+        assert row["n_dense_total"] == (12 * h + h) + (h + 1)
+        assert row["n_table"] == 4 * row["table_rows"] == 4 * (50 + 10 + 60)
+        flops = row["flops_fwd_per_sample"]
+        assert row["c_train"] == 3 * flops * row["samples_seen"]
+        assert row["complete"] and not row["diverged"] and not row["lr_stage"]
+    finals = {(r["size_name"], r["seed"]): r["logloss"] for r in rows if r["final"]}
+    assert len(set(finals.values())) == 4  # seeds differ
+
+    # Nothing is left to do, with the rows alone or with the folders alone.
+    sweep.sweep(toy, folder, runs=tmp_path / "elsewhere").run()
+    assert len(started) == 4
+    again = collect.collect(
+        toy, folder, runs=(tmp_path / "runs").absolute(), allow=["git_sha"]
+    )
+    assert without_times(again) == without_times(rows)
+
+
+def arguments(toy, **options):
+    group = LadderGroup(toy, toy.ladders[0])
+    return group.todo({}).runs[0].arguments("runs", **options)
+
+
+def test_a_stopped_sweep_resumes_to_the_same_rows(tmp_path, started, monkeypatch):
+    toy, folder = make(tmp_path / "toy")
+    sweep.sweep(toy, folder, runs=tmp_path / "runs").run()
+    whole = without_times(collect.collect(toy, folder, allow=["git_sha"]))
+    (folder / collect.FILE_NAME).unlink()
+
+    train_alone = drivers.Driver._process
+
+    def stopped(driver, *args):
+        if len(started) == 6:  # of the second sweep, the third run
+            driver._stop.set()
+            return -signal.SIGTERM, ""
+        return train_alone(driver, *args)
+
+    monkeypatch.setattr(drivers.Driver, "_process", stopped)
+    sweep.sweep(toy, folder, runs=tmp_path / "again").run()
+    assert len({row["run_id"] for row in rows_of(folder)}) == 2
+    monkeypatch.setattr(drivers.Driver, "_process", train_alone)
+    sweep.sweep(toy, folder, runs=tmp_path / "again").run()
+    assert without_times(collect.collect(toy, folder, allow=["git_sha"])) == whole
+
+
+def test_the_search_decides_the_rate_of_every_size(tmp_path, started):
+    toy, folder = make(tmp_path / "toy", is_tuned=True)
+    driver = sweep.sweep(toy, folder, runs=tmp_path / "runs")
+    (group,) = driver.groups
+    todo = group.todo({})
+    assert {run.kind for run in todo.runs} == {"search"}
+    assert [run.rate for run in todo.runs] == [0.0005, 0.001, 0.002] * 2
+    assert len(todo.waiting) == 4
+    assert driver.run()
+    rows = driver.results.by_key()
+    law = group.law(rows)
+    assert law is not None
+    for run in group.todo(rows).runs[6:]:
+        assert run.rate == law.rate(group.costs(run.size)["n_dense_total"])
+    finals = [row for row in rows_of(folder) if row["final"]]
+    assert [row["lr_stage"] for row in finals].count(True) == 6
+    assert len({row["run_id"] for row in finals}) == len(finals) == 10
+
+
+def test_a_run_that_diverges_has_a_row_that_says_so(tmp_path, started):
+    toy, folder = make(tmp_path / "toy")
+    experiment = folder / "experiment.py"
+    # Steps of 1e30 overflow the network's float32 products at the second one.
+    wild = "    config.optimizer.dense.learning_rate = 1e30\n    return config"
+    experiment.write_text(EXPERIMENT.replace("    return config", wild))
+    assert sweep.sweep(toy, folder, runs=tmp_path / "runs").run()
+    rows = collect.collect(toy, folder, allow=["git_sha"])
+    assert len(rows) == 4
+    for row in rows:
+        assert row["diverged"] and not row["complete"]
+        assert row["logloss"] is None
+        assert "NonFiniteError" in row["error"]
+    assert len(started) == 4
+    sweep.sweep(toy, folder, runs=tmp_path / "runs").run()
+    assert len(started) == 4
+
+
+# ---------------------------------------------------------------- collecting
+
+
+def made_up(size, seed, seen, loss, **own):
+    base = dict.fromkeys(("error", "c_train"))
+    return base | {
+        "run_id": f"dnn-width/{size}/run-{seed}",
+        "model": "dnn",
+        "ladder": "width",
+        "size_name": size,
+        "flops_fwd_per_sample": {"a": 10.0, "b": 20.0, "c": 40.0}[size],
+        "n_table": 7,
+        "seed": seed,
+        "samples_seen": seen,
+        "final": seen == 1000,
+        "logloss": loss,
+        "complete": True,
+        "lr_stage": False,
+        "data_limited": False,
+        "eval_hash": "e",
+        "data_hash": "d",
+        "git_sha": "g",
+        **own,
+    }
+
+
+def test_sizes_that_still_fall_faster_are_data_limited():
+    # What the second half of each run brought, by size and seed; σ is 0.001.
+    falls = {"a": (0.010, 0.012), "b": (0.011, 0.013), "c": (0.030, 0.032)}
+    rows = []
+    for size, own in falls.items():
+        for seed, fall in enumerate(own):
+            rows += [
+                made_up(size, seed, 500, 0.5),
+                made_up(size, seed, 1000, 0.5 - fall),
+            ]
+            rows += [made_up(size, seed, 250, 0.9)]  # too early to count
+    collect.flag_data_limited(rows)
+    assert {r["size_name"] for r in rows if r["data_limited"]} == {"c"}
+    alone = [r for r in rows if r["seed"] == 0]
+    collect.flag_data_limited(alone)  # one seed a size has no noise to compare with
+    assert not any(r["data_limited"] for r in alone)
+
+
+@pytest.mark.parametrize("column", list(collect.COMMON))
+def test_rows_of_other_data_code_or_windows_are_not_mixed(column):
+    rows = [made_up("a", 0, 1000, 0.5)]
+    rows.append(made_up("b", 0, 1000, 0.5, **{column: "other"}))
+    with pytest.raises(collect.MixedRowsError, match=f"2 values of {column}.*b/run-0"):
+        collect.check(rows)
+    collect.check(rows, allow=[column])
+    collect.check([rows[0], rows[1] | {column: None}])  # a run that diverged
+
+
+def test_a_study_without_rows_says_how_to_make_some(tmp_path):
+    toy, folder = make(tmp_path / "toy")
+    with pytest.raises(ConfigError, match=r"no finished run.*scaling\.sweep toy"):
+        collect.collect(toy, folder)
+    with pytest.raises(ConfigError, match=r"'synthetics'.*did you mean 'synthetic'"):
+        study.load("synthetics")
+
+
+# ---------------------------------------------------------------- rates
+
+
+def searched(size, number, losses, least=1e-3):
+    return [
+        {
+            "size_name": size,
+            "n_dense_total": number,
+            "lr_dense": least * 2**k,
+            "logloss": loss,
+            "diverged": loss is None,
+        }
+        for k, loss in enumerate(losses)
+    ]
+
+
+def test_a_parabola_finds_the_optimum_and_a_line_in_logarithms_the_law():
+    # Loss (ln lr - ln lr*)² with lr* = 0.1 · N^-0.5.
+    rows = []
+    for size, number in (("s", 1000.0), ("m", 4000.0), ("l", 16000.0)):
+        best = 0.1 * number**-0.5
+        tried = [best * 0.6, best * 1.1, best * 2.3]
+        for rate in tried:
+            loss = 0.5 + np.log(rate / best) ** 2
+            (one,) = searched(size, number, [loss], least=rate)
+            rows.append(one)
+    law = rates.law(rows)
+    assert law.exponent == pytest.approx(0.5)
+    assert law.edges == ()
+    assert law.rate(9000) == float(f"{0.1 * 9000**-0.5:.2g}")
+    # It does not leave what was tried.
+    assert law.rate(1e-3) == float(f"{law.most:.2g}")
+    assert law.rate(1e12) == float(f"{law.least:.2g}")
+
+
+def test_an_optimum_at_an_edge_is_told_and_a_diverged_rate_is_never_best():
+    rows = searched("s", 10, [0.5, 0.6, 0.7]) + searched("l", 20, [0.7, 0.5, None])
+    law = rates.law(rows)
+    assert law.optima == {"s": 1e-3, "l": 2e-3}
+    assert law.edges == ("s",)
+
+
+# ---------------------------------------------------------------- ladders, dry run
+
+
+def test_ladders_say_what_sizes_cost_without_a_run(capsys):
+    ladders.main(["synthetic"])
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [x for x in lines if x.startswith("dnn-width") and " h64 " in x]
+    # 323 inputs (20 of 16 and 3 numbers) into three layers of 64 and one of 1.
+    dense = 323 * 64 + 64 + 2 * (64 * 64 + 64) + 64 + 1
+    assert f" {dense:,} " in line
+    assert len(lines) == 1 + 30
+
+
+def test_hash_sizes_bring_their_collisions(tmp_path):
+    of = 'ladders.table_rows("dnn", {"user_id": 50, "slot": 10}, ("1/2", "1"))'
+    toy, _ = make(tmp_path / "toy", of=of)
+    (one,) = toy.ladders
+    group = LadderGroup(toy, one)
+    half, whole = (group.costs(size) for size in one.sizes)
+    assert (half["table_rows"], whole["table_rows"]) == (25 + 5 + 60, 50 + 10 + 60)
+    shares = [collisions.forecast(n, v).sharing for n, v in ((50, 25), (10, 5))]
+    expected = (50 * shares[0] + 10 * shares[1]) / 60
+    assert half["collision_share"] == pytest.approx(expected)
+    assert half["collision_share"] > whole["collision_share"] > 0
+    assert one.doubled is not None
+    assert one.doubled.name == "2"
+
+
+def test_a_dry_run_forecasts_hours_and_runs_nothing(tmp_path, started, capsys):
+    _, folder = make(tmp_path / "toy")
+    options = [f"{folder}/", "--dry_run", "--flops_per_second=1e6", "--jobs=2"]
+    sweep.main(options)
+    *_, h2, h8, total = capsys.readouterr().out.splitlines()
+    flops = 3 * 57 * 4096  # of h2: see the toy study
+    minutes = (15 + flops / 1e6) / 60
+    assert h2.split()[:4] == ["dnn-width", "h2", "2", "57"]
+    assert f"{minutes:.1f}" in h2
+    assert "h8" in h8
+    assert "4 left" in total
+    assert not started
+
+
+# ---------------------------------------------------------------- processes
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_of_processes_resumes_to_the_same_rows(tmp_path):
+    _, folder = make(tmp_path / "toy")
+    _, other = make(tmp_path / "other")
+
+    def command(of, runs):
+        return [
+            *(sys.executable, "-m", "scaling.sweep", f"{of}/", "--allow=git_sha"),
+            *(f"--runs={tmp_path / runs}", "--jobs=2", "--threads-per-run=1"),
+        ]
+
+    environment = os.environ | {"PYTHONPATH": str(drivers.ROOT)}
+    first = subprocess.Popen(command(folder, "runs"), env=environment)
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "runs").rglob("metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    first.kill()
+    first.wait()
+    for each in (command(folder, "runs"), command(other, "others")):
+        subprocess.run(each, env=environment, check=True, timeout=600)
+    finals = [row for row in rows_of(folder) if row["final"]]
+    assert len(finals) == 4
+    assert without_times(rows_of(folder)) == without_times(rows_of(other))
+    assert "rankax.main" in shlex.join(arguments(study.load(f"{folder}/")[0]))

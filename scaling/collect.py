@@ -21,6 +21,7 @@ from etils import epath
 
 from experiments.results import Results, Row
 from rankax.config.base import ConfigError
+from rankax.data.errors import DataError
 from rankax.observe import stores
 from scaling import noise
 from scaling.runs import COLUMNS, LadderGroup
@@ -194,6 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", help="name or folder")
+    parser.add_argument(
+        "--datasets", default="", help="folder of the data sets, if not datasets"
+    )
     parser.add_argument("--runs", type=pathlib.Path, help="take rows from run folders")
     parser.add_argument(
         "--allow", default="", help=f"what may differ, of {', '.join(COMMON)}"
@@ -205,8 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--allow: {name!r} is none of {', '.join(COMMON)}")
     try:
         study, folder = load(flags.study)
+        study = study.at(flags.datasets)
         rows = collect(study, folder, runs=flags.runs, allow=allow)
-    except (ConfigError, MixedRowsError) as error:
+    except (ConfigError, DataError, MixedRowsError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     runs = {row["run_id"] for row in rows}
     print(f"{folder / FILE_NAME}: {len(rows)} rows of {len(runs)} runs")

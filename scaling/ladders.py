@@ -18,6 +18,7 @@ from fractions import Fraction
 import sys
 
 from rankax.config.base import ConfigError
+from rankax.data.errors import DataError
 from scaling.runs import LadderGroup
 from scaling.study import Ladder, Size, Study, load
 
@@ -155,10 +156,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", help="name or folder")
+    parser.add_argument(
+        "--datasets", default="", help="folder of the data sets, if not datasets"
+    )
     flags = parser.parse_args(arguments)
     try:
-        print(table(load(flags.study)[0]))
-    except ConfigError as error:
+        print(table(load(flags.study)[0].at(flags.datasets)))
+    except (ConfigError, DataError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 

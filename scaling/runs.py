@@ -16,7 +16,7 @@ from experiments import protocol
 from experiments.driver import Todo
 from experiments.results import Columns, Row
 from rankax.config.base import ConfigError
-from rankax.config.experiment import ExperimentConfig, ParquetConfig
+from rankax.config.experiment import ExperimentConfig
 from rankax.config.synthetic import SyntheticConfig
 from rankax.data import collisions, synthetic
 from rankax.data.errors import DataError
@@ -115,15 +115,13 @@ class ScalingRun:
 
     def arguments(self, runs: str, datasets: str = "") -> list[str]:
         """Returns those of `python`."""
-        options = dict(self.options)
-        if datasets and self.study.dataset:
-            options["data.source.path"] = f"{datasets}/{self.study.dataset}"
+        assert not datasets  # the study knows
         config = self.study.config.format(model=self.ladder.model)
         return [
             *("-m", "rankax.main"),
             f"--config={config}",
             f"--workdir={runs}/{self.name}",
-            *(f"--config.{name}={value}" for name, value in options.items()),
+            *(f"--config.{name}={value}" for name, value in self.options.items()),
         ]
 
     def command(self, runs: str, datasets: str = "") -> str:
@@ -312,6 +310,9 @@ class LadderGroup:
     def check(self, datasets: str = "") -> str:
         """Sets up every size as its runs will; returns the fingerprint of the data.
 
+        Args:
+            datasets: nothing, since the study knows where its data are.
+
         Raises:
             ConfigError: one that cannot be run, or its data set.
         """
@@ -319,9 +320,6 @@ class LadderGroup:
         for size in self.ladder.sizes:
             options = {**self.study.overrides, **size.overrides}
             config = configured(self.study, self.ladder, options)
-            if datasets and self.study.dataset:
-                assert isinstance(config.data.source, ParquetConfig)
-                config.data.source.path = f"{datasets}/{self.study.dataset}"
             try:
                 setup = set_up(config)
             except (ConfigError, DataError) as error:

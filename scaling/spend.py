@@ -20,6 +20,7 @@ from etils import epath
 import numpy as np
 
 from rankax.config.base import ConfigError
+from rankax.data.errors import DataError
 from rankax.observe import stores
 from scaling import curve, fit, forms, noise
 from scaling import rows as rows_lib
@@ -140,6 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("study", help="name or folder")
     parser.add_argument(
+        "--datasets", default="", help="folder of the data sets, if not datasets"
+    )
+    parser.add_argument(
         "--replicates",
         type=int,
         default=curve.NUM_REPLICATES,
@@ -148,10 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(arguments)
     try:
         study, folder = load(flags.study)
+        study = study.at(flags.datasets)
         rows, fits = rows_lib.read(folder), fit.read(folder)
-    except (ConfigError, FileNotFoundError) as error:
+        entries = spend(study, rows, fits, num_replicates=flags.replicates)
+    except (ConfigError, DataError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    entries = spend(study, rows, fits, num_replicates=flags.replicates)
     write(folder, entries)
     for entry in entries:
         print(

@@ -107,6 +107,15 @@ class Study:
         if len(set(names)) < len(names):
             raise ConfigError(f"{self.name}: two ladders of one name among {names}")
 
+    def at(self, datasets: str) -> "Study":
+        """Returns the study with its data below another folder; "" = below `datasets`."""
+        if not (datasets and self.dataset):
+            return self
+        path = {
+            "data.source.path": str(pathlib.Path(datasets).absolute() / self.dataset)
+        }
+        return dataclasses.replace(self, overrides={**self.overrides, **path})
+
 
 def load(name: str) -> tuple[Study, pathlib.Path]:
     """Returns a study and the folder of its results.

@@ -20,6 +20,7 @@ import sys
 from experiments.driver import Driver
 from experiments.results import Results
 from rankax.config.base import ConfigError
+from rankax.data.errors import DataError
 from scaling import runs as scaling_runs
 from scaling.collect import FILE_NAME, MixedRowsError, collect
 from scaling.runs import COLUMNS, LadderGroup
@@ -89,11 +90,11 @@ def sweep(
         threads_per_run: cores of one; 0 = all.
         retry: forget failures.
     """
+    study = study.at(datasets)
     groups = [LadderGroup(study, ladder) for ladder in study.ladders]
     return Driver(
         [group for group in groups if not ladders or group.ladder.name in ladders],
         runs=runs,
-        datasets=datasets,
         results=Results(folder / FILE_NAME, COLUMNS),
         jobs=jobs,
         threads_per_run=threads_per_run,
@@ -158,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
         is_whole = driver.run()
         rows = collect(study, folder, allow=flags.allow.split(","))
-    except (ConfigError, MixedRowsError) as error:
+    except (ConfigError, DataError, MixedRowsError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(f"{folder / FILE_NAME}: {len(rows)} rows")
     if not is_whole:

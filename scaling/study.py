@@ -108,7 +108,7 @@ class Study:
             raise ConfigError(f"{self.name}: two ladders of one name among {names}")
 
     def at(self, datasets: str) -> "Study":
-        """Returns the study with its data below another folder; "" = below `datasets`."""
+        """Returns the study with its data below another folder; "" = the usual one."""
         if not (datasets and self.dataset):
             return self
         path = {

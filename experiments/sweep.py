@@ -99,6 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--threads-per-run", type=int, default=0, help="cores of one run; 0 = all"
     )
+    parser.add_argument(
+        "--any-data",
+        action="store_true",
+        help="the examples are those of the rows that are there, in other files",
+    )
     parser.add_argument("--retry", action="store_true", help="run again what failed")
     parser.add_argument("--plan", action="store_true", help="tell, run nothing")
     parser.add_argument("--table", default="", metavar="SET", help="print its table")
@@ -121,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         groups_of(sets, models),
         runs=flags.runs,
         datasets=flags.datasets,
-        results=Results(flags.results),
+        results=Results(flags.results, any_data=flags.any_data),
         jobs=flags.jobs,
         threads_per_run=flags.threads_per_run,
         retry=flags.retry and not flags.plan,

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import pathlib
-import shlex
 from typing import Any
 
 from etils import epath
@@ -123,10 +122,6 @@ class ScalingRun:
             f"--workdir={runs}/{self.name}",
             *(f"--config.{name}={value}" for name, value in self.options.items()),
         ]
-
-    def command(self, runs: str, datasets: str = "") -> str:
-        """Returns its command line."""
-        return shlex.join(["python", *self.arguments(runs, datasets)])
 
     def is_finished(self, folder: pathlib.Path) -> bool:
         """Returns whether the folder holds the result of this configuration."""

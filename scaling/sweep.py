@@ -2,6 +2,7 @@ r"""Runs the ladders of a study: the search of learning rates, then sizes × see
 
 python -m scaling.sweep synthetic --dry_run          # what it takes, nothing is run
 python -m scaling.sweep synthetic --jobs=2 --threads-per-run=1
+python -m scaling.sweep synthetic --commands > commands.txt   # for a cluster
 python -m scaling.fit scaling/studies/synthetic      # then plot and report
 
 Every run is a process, `python -m rankax.main ...`; its rows go to `runs.jsonl` in the
@@ -14,10 +15,11 @@ a row that says so, and enters no fit.
 import argparse
 from collections.abc import Sequence
 import pathlib
+import shlex
 import signal
 import sys
 
-from experiments.driver import Driver
+from experiments.driver import Driver, Run
 from experiments.results import Results
 from rankax.config.base import ConfigError
 from rankax.data.errors import DataError
@@ -65,6 +67,10 @@ def dry_run(driver: Driver, *, flops_per_second: float, jobs: int) -> str:
         f"by {jobs} at a time"
     )
     return "\n".join(lines)
+
+
+def _command(run: Run, runs: pathlib.Path) -> str:
+    return shlex.join(["python", *run.arguments(str(runs), "")])
 
 
 def sweep(
@@ -129,6 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--dry_run", "--dry-run", action="store_true", help="sizes, FLOPs, hours"
     )
     parser.add_argument(
+        "--commands",
+        action="store_true",
+        help="print those that are left, for python -m tpu.render slurm or gke",
+    )
+    parser.add_argument(
         "--flops_per_second",
         type=float,
         default=scaling_runs.FLOPS_PER_SECOND,
@@ -155,6 +166,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if flags.dry_run:
             rate = flags.flops_per_second
             print(dry_run(driver, flops_per_second=rate, jobs=flags.jobs))
+            return
+        if flags.commands:
+            states = driver.states()
+            print(*(_command(run, flags.runs) for run in states["open"]), sep="\n")
+            if states["waiting"]:
+                print(
+                    f"{len(states['waiting'])} runs follow when these are finished and "
+                    f"python -m scaling.collect {flags.study} --runs={flags.runs} has "
+                    "read them",
+                    file=sys.stderr,
+                )
             return
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
         is_whole = driver.run()

@@ -326,6 +326,16 @@ def test_rows_of_other_data_are_refused_before_a_run_starts(
     assert sum(fake.started.values()) == before
 
 
+def test_other_files_of_the_same_examples_are_taken_when_told(tmp_path):
+    path = tmp_path / "results.jsonl"
+    row = {"set": "a", "model": "b", "config_hash": "c", "seed": 0, "kind": "trial"}
+    other = row | {"seed": 1, "dataset_fingerprint": "new"}
+    assert results.Results(path).append([row | {"dataset_fingerprint": "old"}])
+    with pytest.raises(ValueError, match="say --any-data"):
+        results.Results(path).append([other])
+    assert results.Results(path, any_data=True).append([other])
+
+
 def test_an_error_of_a_worker_is_raised(tmp_path, fake, monkeypatch):
     def full(file, row):
         raise OSError("no space left on device")

@@ -20,6 +20,7 @@ from rankax.config.base import ConfigError
 from rankax.data import collisions, synthetic
 from rankax.train import train
 from rankax.training.progress import NonFiniteError
+from rankax.training.run_folder import hash_of
 from scaling import collect, ladders, rates, study, sweep
 from scaling.runs import COLUMNS, LadderGroup
 
@@ -371,6 +372,20 @@ def test_a_dry_run_forecasts_hours_and_runs_nothing(tmp_path, started, capsys):
     assert not started
 
 
+def test_the_commands_of_a_sweep_are_for_a_cluster(tmp_path, started, capsys):
+    toy, folder = make(tmp_path / "toy", is_tuned=True)
+    sweep.main([f"{folder}/", "--commands", "--runs=shared/runs"])
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert len(set(lines)) == len(lines) == 6
+    assert "4 runs follow" in said.err
+    run = LadderGroup(toy, toy.ladders[0]).todo({}).runs[0]
+    workdir, config = parsed(shlex.split(lines[0]))
+    assert workdir == pathlib.Path("shared/runs") / run.name
+    assert hash_of(config) == run.config_hash
+    assert not started
+
+
 # ---------------------------------------------------------------- processes
 
 
@@ -398,4 +413,3 @@ def test_a_killed_sweep_of_processes_resumes_to_the_same_rows(tmp_path):
     finals = [row for row in rows_of(folder) if row["final"]]
     assert len(finals) == 4
     assert without_times(rows_of(folder)) == without_times(rows_of(other))
-    assert "rankax.main" in shlex.join(arguments(study.load(f"{folder}/")[0]))

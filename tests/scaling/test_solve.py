@@ -67,7 +67,8 @@ def test_gradient_of_the_loss_equals_central_differences():
     problem, y = _power_problem(0, delta=1e-4)  # some residuals on the tangent
     targets = np.log(y)[None]
     starts = forms.POWER_CONST.starts(problem.x, y)
-    theta = solve.best_of_many(problem, targets, starts).theta + [[1e-5, 0.01, 0.02]]
+    theta = solve.best_of_many(problem, targets, starts).theta
+    theta = theta + np.array([1e-5, 0.01, 0.02])
     residuals = np.abs(problem.form.value(theta, problem.x)[0] - targets)
     assert (residuals > 1e-4).any() and (residuals < 1e-4).any()
     gradient = solve.objective(problem, theta, targets)[1][0]

@@ -11,8 +11,8 @@ Where no size has two seeds, residuals of the fit are drawn instead, stretched b
 checkpoints, the residuals of each run are multiplied by one random number with mean 0
 and variance 1 (Webb's six points, made for few clusters).
 
-Both are stretched once more, by t_ν / z at 95 %, as intervals of `rankax.compare` are: ν
-degrees of freedom, Σ (S - 1) or n - P, are few, and normal quantiles of so few make
+Both are stretched once more, by t_ν / z at 95 %, as intervals of `rankax.compare` are:
+ν degrees of freedom, Σ (S - 1) or n - P, are few, and normal quantiles of so few make
 intervals too narrow.
 """
 

@@ -94,7 +94,7 @@ def save(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
     stem = folder / figure.name
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg", ".csv")]
     paths[0].write_bytes(_rendered(figure, LIGHT, "png", has_title=True))
-    paths[1].write_bytes(_rendered(figure, LIGHT, "svg", has_title=True))
+    paths[1].write_text(_trimmed(_rendered(figure, LIGHT, "svg", has_title=True)))
     with paths[2].open("w", newline="") as file:
         writer = csv.DictWriter(file, list(figure.table[0]), lineterminator="\n")
         writer.writeheader()
@@ -104,8 +104,13 @@ def save(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
 
 def inline(figure: Figure) -> str:
     """Returns the figure as SVG text for a page with `CSS`; its title is the page's."""
-    svg = _rendered(figure, PAGE, "svg", has_title=False).decode()
+    svg = _trimmed(_rendered(figure, PAGE, "svg", has_title=False))
     return figures.inline(svg, _VARIABLES)
+
+
+def _trimmed(svg: bytes) -> str:
+    """Text without the blanks that matplotlib leaves at the ends of lines."""
+    return "\n".join(line.rstrip() for line in svg.decode().split("\n"))
 
 
 def _rendered(figure: Figure, ink: Ink, kind: str, *, has_title: bool) -> bytes:

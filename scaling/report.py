@@ -203,8 +203,8 @@ def _laws(whole: Study) -> Iterator[Block]:
     yield Text(
         "Laws of one axis. E and the exponent are those of E + A·x^-α (exponent γ for "
         "gains); the slope is that of a straight line in ln x. Where the curvature is "
-        "not identified, E and α are not to be quoted. Normalized entropy, which is log "
-        "loss over a constant, and GAUC stand in fits.json."
+        "not identified, E and α are not to be quoted. Normalized entropy, which is "
+        "log loss over a constant, and GAUC stand in fits.json."
     )
     yield Table(
         [

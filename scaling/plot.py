@@ -239,7 +239,7 @@ def throughput(whole: Study) -> Figure | str:
             "size_name": size,
             "n_dense_active": own[0]["n_dense_active"],
             "samples_per_s": float(np.median([r["samples_per_s"] for r in own])),
-            "mfu": _median([r["mfu"] for r in own]),
+            "mfu": median([r["mfu"] for r in own]),
             "device": own[0]["device"],
             "device_count": own[0]["device_count"],
         }
@@ -302,7 +302,8 @@ def _timed(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return rows_lib.by_size(known)
 
 
-def _median(values: Sequence[float | None]) -> float | None:
+def median(values: Sequence[float | None]) -> float | None:
+    """Returns the median of the known values, None where there is none."""
     known = [value for value in values if value is not None]
     return float(np.median(known)) if known else None
 

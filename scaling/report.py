@@ -120,7 +120,7 @@ def _facts(whole: Study) -> str:
     runs = {row["run_id"]: row for row in whole.rows}
     parts = [
         f"{len(runs)} runs",
-        f"{len({key[0] for key in whole.groups})} models",
+        "models " + ", ".join(sorted({key[0] for key in whole.groups})),
         f"data {_all(whole, 'data_hash')}",
         f"evaluation {_all(whole, 'eval_hash')}",
         f"version {_all(whole, 'git_sha')}",
@@ -318,6 +318,9 @@ def _irreducible(whole: Study) -> Iterator[Block]:
             )
             if which == "fit":
                 words.append(f"{_name(entry)}: {_miss(entry, e, oracle)}")
+    if not rows and any(row["oracle_logloss"] is not None for row in whole.rows):
+        yield Text("No law with a constant was fitted: it wants 4 sizes.")
+        return
     if not rows:
         yield Text(
             "The data set knows no true probabilities, so there is no oracle to "
@@ -502,7 +505,9 @@ def _doubts(whole: Study) -> Iterator[str]:
             reasons = [
                 w for w in entry["warnings"] if "curvature" in w or "no power" in w
             ]
-            if entry["preferred"] == "power_const":
+            if entry["form"] == "loglinear":
+                then = "with fewer there is only a straight line to fit"
+            elif entry["preferred"] == "power_const":
                 then = "the straight line misses the held-out size, so there is a bend"
             else:
                 then = "until then the straight line is as good a law"
@@ -641,7 +646,7 @@ def _runs(whole: Study) -> Iterator[Block]:
                     str(len(own)),
                     _spread(*loss),
                     _spread(*area),
-                    _count(float(np.median([r["samples_per_s"] or 0 for r in own]))),
+                    _count(plot.median([r["samples_per_s"] for r in own])),
                     ", ".join(flags) or _NONE,
                 ]
             )

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from scaling import blocks, report, study
+from scaling import blocks, fit, report, study, synthetic
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,19 @@ def test_pages_end_cleanly(pages):
         assert page.endswith("\n") and not page.endswith("\n\n")
         assert not any(line != line.rstrip() for line in page.splitlines())
         assert "nan" not in page.lower().split()
+
+
+def test_report_of_two_sizes_says_what_they_do_not_tell():
+    rows = synthetic.rows(synthetic.Law(), sizes=[1e5, 1e6], seeds=2)
+    fits = fit.fit_study(
+        rows, metrics=["logloss"], options=fit.Options(num_replicates=10)
+    )
+    whole = study.Study(name="small", rows=rows, fits=fits)
+    text = blocks.markdown("t", "f", list(report.content(whole, [], {}, None)))
+    assert "No size was held out" in text
+    assert "No law with a constant was fitted: it wants 4 sizes." in text
+    assert "with fewer there is only a straight line to fit" in text
+    assert "No joint law of size and data" in text
 
 
 def test_report_without_spending_says_how_to_get_it(study_folder):

@@ -12,7 +12,7 @@ from scaling import drawing, study
 from scaling import rows as rows_lib
 from scaling.drawing import Figure, Ink
 from scaling.rows import Row
-from scaling.study import Study
+from scaling.findings import Findings
 
 Key = tuple[str, str]
 
@@ -20,7 +20,7 @@ _BUDGETS = 4
 _SIZES_A_BUDGET = 4
 
 
-def against(whole: Study, *, axis: str, metric: str, name: str) -> Figure | str:
+def against(whole: Findings, *, axis: str, metric: str, name: str) -> Figure | str:
     """Returns a metric against an axis: points, fits, bands, held-out stars.
 
     Or why there is no such figure.
@@ -67,7 +67,7 @@ def against(whole: Study, *, axis: str, metric: str, name: str) -> Figure | str:
     )
 
 
-def compute(whole: Study) -> Figure | str:
+def compute(whole: Findings) -> Figure | str:
     """Returns loss against training FLOPs, and the lower envelope of all models."""
     keys = [key for key in whole.dense if whole.checkpoints(key)]
     curves = [
@@ -126,7 +126,7 @@ def compute(whole: Study) -> Figure | str:
     )
 
 
-def data(whole: Study) -> Figure | str:
+def data(whole: Findings) -> Figure | str:
     """Returns learning curves, coloured by size, a panel a model."""
     keys = [
         key
@@ -180,7 +180,7 @@ def data(whole: Study) -> Figure | str:
     )
 
 
-def iso_flop(whole: Study) -> Figure | str:
+def iso_flop(whole: Findings) -> Figure | str:
     """Returns loss against size at equal training FLOPs, with fitted parabolas.
 
     Losses between checkpoints are read off straight lines in ln C.
@@ -237,7 +237,7 @@ def iso_flop(whole: Study) -> Figure | str:
     )
 
 
-def reducible(whole: Study) -> Figure | str:
+def reducible(whole: Findings) -> Figure | str:
     """Returns L - E against size on logarithmic axes, and residuals beneath."""
     entries = {
         key: whole.entry(key, "n_dense_active", "logloss") for key in whole.dense
@@ -307,7 +307,7 @@ def reducible(whole: Study) -> Figure | str:
 
 
 def draw_points(
-    axes: Axes, whole: Study, key: Key, axis: str, metric: str, colour: str, marker: str
+    axes: Axes, whole: Findings, key: Key, axis: str, metric: str, colour: str, marker: str
 ) -> float:
     """Draws runs, means and law of one ladder; returns y at its right end."""
     points = study.means(whole.finals(key), axis, metric)
@@ -470,7 +470,7 @@ def _rest(entry: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- findings
 
 
-def _finding(whole: Study, keys: Sequence[Key], axis: str, metric: str) -> str:
+def _finding(whole: Findings, keys: Sequence[Key], axis: str, metric: str) -> str:
     """What ten times of the axis bring, the steepest model first."""
     changes = []
     for key in keys:
@@ -492,7 +492,7 @@ def _finding(whole: Study, keys: Sequence[Key], axis: str, metric: str) -> str:
 
 
 def _data_finding(
-    curves: dict[Key, dict[str, list[tuple[float, float]]]], whole: Study
+    curves: dict[Key, dict[str, list[tuple[float, float]]]], whole: Findings
 ) -> str:
     parts = []
     for key, sizes in curves.items():
@@ -504,7 +504,7 @@ def _data_finding(
 
 
 def _iso_finding(
-    found: dict[Key, list[tuple[float, list[tuple[float, float]]]]], whole: Study
+    found: dict[Key, list[tuple[float, list[tuple[float, float]]]]], whole: Findings
 ) -> str:
     parts = []
     for key, budgets in found.items():
@@ -519,7 +519,7 @@ def _iso_finding(
     return "Best size for a budget: " + "; ".join(parts)
 
 
-def _exponents(entries: dict[Key, dict[str, Any]], whole: Study) -> str:
+def _exponents(entries: dict[Key, dict[str, Any]], whole: Findings) -> str:
     parts = []
     for key, entry in entries.items():
         alpha = entry["params"]["alpha"]
@@ -530,7 +530,7 @@ def _exponents(entries: dict[Key, dict[str, Any]], whole: Study) -> str:
     return "Loss above E: " + "; ".join(parts)
 
 
-LAWS: tuple[tuple[str, Callable[[Study], Figure | str]], ...] = (
+LAWS: tuple[tuple[str, Callable[[Findings], Figure | str]], ...] = (
     (
         "loss_vs_params",
         lambda s: against(

@@ -18,12 +18,12 @@ from scaling import drawing, law_figures, study
 from scaling import rows as rows_lib
 from scaling.drawing import Figure, Ink
 from scaling.rows import Row
-from scaling.study import Study
+from scaling.findings import Findings
 
 FOLDER = "figures"
 
 
-def figures_of(whole: Study) -> tuple[list[Figure], dict[str, str]]:
+def figures_of(whole: Findings) -> tuple[list[Figure], dict[str, str]]:
     """Returns the figures that the rows allow, and why the others are missing."""
     found: list[Figure] = []
     missing: dict[str, str] = {}
@@ -39,7 +39,7 @@ def figures_of(whole: Study) -> tuple[list[Figure], dict[str, str]]:
 # ---------------------------------------------------------------- tables
 
 
-def table_size(whole: Study, ladder: str) -> Figure | str:
+def table_size(whole: Findings, ladder: str) -> Figure | str:
     """Returns loss and AUC against the size of tables, collisions of rows beside."""
     axis = rows_lib.TABLE_AXES[ladder]
     keys = [key for key in whole.groups if key[1] == ladder and whole.finals(key)]
@@ -135,7 +135,7 @@ def _table_finding(
 # ---------------------------------------------------------------- between models
 
 
-def ladders(whole: Study) -> Figure | str:
+def ladders(whole: Findings) -> Figure | str:
     """Returns the loss of one model along each of its ladders of the network."""
     by_model: dict[str, list[tuple[str, str]]] = {}
     for key in whole.dense:
@@ -182,7 +182,7 @@ def ladders(whole: Study) -> Figure | str:
     )
 
 
-def sparse_against_dense(whole: Study) -> Figure | str:
+def sparse_against_dense(whole: Findings) -> Figure | str:
     """Returns mixtures of experts and dense models at equal active and total sizes."""
     keys = [key for key in whole.dense if whole.finals(key)]
     is_sparse = {
@@ -229,7 +229,7 @@ def sparse_against_dense(whole: Study) -> Figure | str:
     )
 
 
-def throughput(whole: Study) -> Figure | str:
+def throughput(whole: Findings) -> Figure | str:
     """Returns examples per second, and MFU where the peak is known, against size."""
     keys = [key for key in whole.dense if whole.finals(key)]
     rows = [
@@ -308,7 +308,7 @@ def median(values: Sequence[float | None]) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def agreement(whole: Study) -> Figure | str:
+def agreement(whole: Findings) -> Figure | str:
     """Returns AUC against loss of all runs, and their rank correlation by size."""
     rows = [
         {
@@ -362,7 +362,7 @@ def agreement(whole: Study) -> Figure | str:
     )
 
 
-_OTHERS: tuple[tuple[str, Callable[[Study], Figure | str]], ...] = (
+_OTHERS: tuple[tuple[str, Callable[[Findings], Figure | str]], ...] = (
     ("ladders", ladders),
     ("sparse_vs_dense", sparse_against_dense),
     ("throughput", throughput),

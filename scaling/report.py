@@ -21,7 +21,7 @@ from scaling import blocks, drawing, noise, plot, study
 from scaling import rows as rows_lib
 from scaling.blocks import Block, Heading, Picture, Points, Table, Text
 from scaling.drawing import Figure
-from scaling.study import Study
+from scaling.findings import Findings
 
 SPEND_NAME = "spend.json"
 
@@ -58,7 +58,7 @@ def write(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def content(
-    whole: Study,
+    whole: Findings,
     figures: Sequence[Figure],
     missing: dict[str, str],
     spend: Sequence[Entry] | None,
@@ -116,7 +116,7 @@ def _shown(pictures: dict[str, Picture], name: str) -> Iterator[Block]:
 # ---------------------------------------------------------------- summary
 
 
-def _facts(whole: Study) -> str:
+def _facts(whole: Findings) -> str:
     runs = {row["run_id"]: row for row in whole.rows}
     parts = [
         f"{len(runs)} runs",
@@ -129,12 +129,12 @@ def _facts(whole: Study) -> str:
     return " · ".join(parts)
 
 
-def _all(whole: Study, name: str) -> str:
+def _all(whole: Findings, name: str) -> str:
     values = sorted({str(row[name]) for row in whole.rows if row[name] is not None})
     return ", ".join(value[:12] for value in values) or _NONE
 
 
-def _summary(whole: Study) -> Iterator[str]:
+def _summary(whole: Findings) -> Iterator[str]:
     """What was found, a sentence a ladder."""
     floor = _noise_of(whole, "all", "logloss")
     if floor:
@@ -181,7 +181,7 @@ def _verdict(entry: Entry) -> str:
 # ---------------------------------------------------------------- laws
 
 
-def _laws(whole: Study) -> Iterator[Block]:
+def _laws(whole: Findings) -> Iterator[Block]:
     rows = []
     for entry in whole.fits["fits"]:
         if entry["form"] in (None, "chinchilla") or entry["metric"] not in _SHOWN:
@@ -228,7 +228,7 @@ def _name(entry: Entry) -> str:
     return entry["id"]
 
 
-def _ratios(whole: Study) -> Iterator[Block]:
+def _ratios(whole: Findings) -> Iterator[Block]:
     wanted = [
         ratio
         for ratio in whole.fits["slope_ratios"]
@@ -250,7 +250,7 @@ def _ratios(whole: Study) -> Iterator[Block]:
     )
 
 
-def _held_out(whole: Study) -> Iterator[Block]:
+def _held_out(whole: Findings) -> Iterator[Block]:
     rows = []
     for entry in whole.fits["fits"]:
         for each in entry["held_out"] if entry["metric"] in _SHOWN else ():
@@ -295,7 +295,7 @@ def _held_out(whole: Study) -> Iterator[Block]:
     yield Text(f"{inside} of {total} predictions hold what was measured.")
 
 
-def _irreducible(whole: Study) -> Iterator[Block]:
+def _irreducible(whole: Findings) -> Iterator[Block]:
     rows, words = [], []
     for entry in whole.fits["fits"]:
         if entry["metric"] != "logloss" or "E" not in entry["params"]:
@@ -344,7 +344,7 @@ def _constants(entry: Entry) -> Iterator[tuple[str, Entry]]:
         yield "with the held-out ones", more["E"]
 
 
-def _oracle(whole: Study, entry: Entry) -> float | None:
+def _oracle(whole: Findings, entry: Entry) -> float | None:
     group = whole.groups[entry["model"], entry["ladder"]]
     values = [
         row["oracle_logloss"]
@@ -385,7 +385,7 @@ def _miss(entry: Entry, e: Entry, oracle: float) -> str:
 # ---------------------------------------------------------------- data and tables
 
 
-def _joint(whole: Study) -> Iterator[Block]:
+def _joint(whole: Findings) -> Iterator[Block]:
     joint = [e for e in whole.fits["fits"] if e["form"] == "chinchilla"]
     if not joint:
         yield Text(
@@ -420,7 +420,7 @@ def _joint(whole: Study) -> Iterator[Block]:
     )
 
 
-def _tables(whole: Study) -> Iterator[Block]:
+def _tables(whole: Findings) -> Iterator[Block]:
     for ladder, axis in rows_lib.TABLE_AXES.items():
         rows = []
         for key in whole.groups:
@@ -496,7 +496,7 @@ def _factor(value: float | None) -> str:
 # ---------------------------------------------------------------- doubts
 
 
-def _doubts(whole: Study) -> Iterator[str]:
+def _doubts(whole: Findings) -> Iterator[str]:
     """What would change the conclusion, from the study's own numbers."""
     main = [whole.entry(key, "n_dense_active", "logloss") for key in whole.dense]
     for entry in filter(None, main):
@@ -559,7 +559,7 @@ def _common(entry: Entry) -> str:
     return "; ".join(said)
 
 
-def _close_models(whole: Study) -> Iterator[str]:
+def _close_models(whole: Findings) -> Iterator[str]:
     """Models whose best sizes differ by less than the noise floor."""
     floor = _noise_of(whole, "all", "logloss")
     if not floor:
@@ -581,7 +581,7 @@ def _close_models(whole: Study) -> Iterator[str]:
         )
 
 
-def _edges(whole: Study) -> Iterator[tuple[str, str]]:
+def _edges(whole: Findings) -> Iterator[tuple[str, str]]:
     for name, tried, best, _ in _searches(whole):
         if len(tried) > 1 and best in (min(tried), max(tried)):
             which = "smallest" if best == min(tried) else "largest"
@@ -591,14 +591,14 @@ def _edges(whole: Study) -> Iterator[tuple[str, str]]:
 # ---------------------------------------------------------------- noise and runs
 
 
-def _noise_of(whole: Study, of: str, metric: str) -> Entry | None:
+def _noise_of(whole: Findings, of: str, metric: str) -> Entry | None:
     for each in whole.fits["noise"]:
         if (each["of"], each["metric"]) == (of, metric):
             return each
     return None
 
 
-def _noise(whole: Study) -> Iterator[Block]:
+def _noise(whole: Findings) -> Iterator[Block]:
     if not whole.fits["noise"]:
         yield Text("No size was trained with two seeds: the noise is not known.")
         return
@@ -622,7 +622,7 @@ def _noise(whole: Study) -> Iterator[Block]:
     )
 
 
-def _runs(whole: Study) -> Iterator[Block]:
+def _runs(whole: Findings) -> Iterator[Block]:
     rows = []
     for key in whole.groups:
         finals = rows_lib.by_size(whole.finals(key))
@@ -678,7 +678,7 @@ def _mean_of(
 
 
 def _searches(
-    whole: Study,
+    whole: Findings,
 ) -> Iterator[tuple[str, list[float], float, dict[float, float]]]:
     """Name of a size, rates tried, the best one, and rate -> mean loss."""
     losses: dict[str, dict[float, list[float]]] = {}
@@ -695,7 +695,7 @@ def _searches(
         yield name, sorted(mean), min(mean, key=lambda rate: mean[rate]), mean
 
 
-def _learning_rates(whole: Study) -> Iterator[Block]:
+def _learning_rates(whole: Findings) -> Iterator[Block]:
     searches = list(_searches(whole))
     if not searches:
         yield Text(
@@ -723,7 +723,7 @@ def _loss(value: float) -> str:
     return f"{value:.5f}" if math.isfinite(value) else "diverged"
 
 
-def _left_out(whole: Study) -> Iterator[Block]:
+def _left_out(whole: Findings) -> Iterator[Block]:
     """Runs that a fit leaves out, and why."""
     found: dict[str, set[str]] = collections.defaultdict(set)
     for entry in whole.fits["fits"]:

@@ -152,7 +152,7 @@ def test_report_of_two_sizes_says_what_they_do_not_tell():
     fits = fit.fit_study(
         rows, metrics=["logloss"], options=fit.Options(num_replicates=10)
     )
-    whole = study.Study(name="small", rows=rows, fits=fits)
+    whole = study.Findings(name="small", rows=rows, fits=fits)
     text = blocks.markdown("t", "f", list(report.content(whole, [], {}, None)))
     assert "No size was held out" in text
     assert "No law with a constant was fitted: it wants 4 sizes." in text

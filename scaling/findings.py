@@ -40,7 +40,7 @@ METRIC_WORDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Findings:
     """Rows and fits of a folder."""
 
     name: str
@@ -89,14 +89,14 @@ class Study:
         return found if found and found["form"] else {}
 
 
-def load(folder: pathlib.Path) -> Study:
+def load(folder: pathlib.Path) -> Findings:
     """Returns the study in a folder of `runs.jsonl` and `fits.json`.
 
     Raises:
         FileNotFoundError: one of them is missing.
     """
     name = folder.resolve().name
-    return Study(name=name, rows=rows_lib.read(folder), fits=fit_lib.read(folder))
+    return Findings(name=name, rows=rows_lib.read(folder), fits=fit_lib.read(folder))
 
 
 def means(rows: Sequence[Row], axis: str, metric: str) -> list[dict[str, Any]]:

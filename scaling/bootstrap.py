@@ -10,12 +10,17 @@ Where no size has two seeds, residuals of the fit are drawn instead, stretched b
 √(n / (n - P)) since a fit of P parameters makes them small; of runs with several
 checkpoints, the residuals of each run are multiplied by one random number with mean 0
 and variance 1 (Webb's six points, made for few clusters).
+
+Both are stretched once more, by t_ν / z at 95 %, as intervals of `rankax.compare` are:
+ν degrees of freedom, Σ (S - 1) or n - P, are few, and normal quantiles of so few make
+intervals too narrow.
 """
 
 import collections
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from scipy import stats
 
 _WEBB = np.sqrt([0.5, 1.0, 1.5])
 _WEBB = np.concatenate([-_WEBB, _WEBB])
@@ -49,8 +54,11 @@ def replicates(
     for size, run in zip(sizes, runs, strict=True):
         if run not in runs_of[size]:
             runs_of[size].append(run)
+    freedom = sum(len(of_size) - 1 for of_size in runs_of.values())
     deviations = {
-        size: _deviations(values, [rows_of[run] for run in of_size], checkpoints)
+        size: _deviations(
+            values, [rows_of[run] for run in of_size], checkpoints, freedom
+        )
         for size, of_size in runs_of.items()
     }
     has_seeds = any(d is not None for d in deviations.values())
@@ -65,6 +73,11 @@ def replicates(
         else:
             _draw_elsewhere(result, fitted, values, deviations, rows, rng)
     return result, "seeds within sizes" if has_seeds else "residuals of runs"
+
+
+def _student(freedom: int) -> float:
+    """How much longer a quantile of Student's t is than one of the normal."""
+    return float(stats.t.ppf(0.95, freedom) / stats.norm.ppf(0.95))
 
 
 def _rows_of_runs(
@@ -90,6 +103,7 @@ def _deviations(
     values: np.ndarray,
     rows: Sequence[np.ndarray],
     checkpoints: Sequence[Hashable],
+    freedom: int,
 ) -> np.ndarray | None:
     """Stretched deviations [S, K] of a size's S runs at their K checkpoints.
 
@@ -99,7 +113,8 @@ def _deviations(
     if len(rows) < 2 or len(names) > 1:
         return None
     table = np.array([values[of_run] for of_run in rows])
-    return np.sqrt(len(rows) / (len(rows) - 1)) * (table - table.mean(0))
+    stretch = np.sqrt(len(rows) / (len(rows) - 1)) * _student(freedom)
+    return stretch * (table - table.mean(0))
 
 
 def _draw_seeds(
@@ -147,6 +162,7 @@ def _of_residuals(
     count = len(values)
     residuals = values - fitted
     residuals = residuals - residuals.mean()
-    residuals = residuals * np.sqrt(count / max(count - num_parameters, 1))
+    freedom = max(count - num_parameters, 1)
+    residuals = residuals * np.sqrt(count / freedom) * _student(freedom)
     drawn = rng.integers(count, size=(num_replicates, count))
     return fitted + residuals[drawn], "residuals"

@@ -15,6 +15,8 @@ DELTA_IN_SIGMAS = 2.5
 DEFAULT_DELTA = 1e-3
 # "Curvature not identified" if the 90 % interval of α is wider.
 WIDEST_EXPONENT = 0.1
+# An end of an interval this close to a bound touches it.
+_TOUCH = 2.0
 
 LOW, HIGH = 5, 95
 
@@ -87,7 +89,7 @@ class Fit:
     Attributes:
         form: the law.
         points: what it was fitted to.
-        theta: [P], of scaled axes and in logarithms (see `scaling.forms`).
+        theta: [P], in the coordinates of `scaling.forms`.
         draws: [R, P], the same of the replicates.
         scales: [K], what axes are divided by.
         objective: sum of Huber losses of residuals × 10³.
@@ -158,10 +160,10 @@ class Fit:
             low, high = parameters[name].p5, parameters[name].p95
             if high - low > WIDEST_EXPONENT:
                 reasons.append(f"90 % interval of {name} is {low:.3f} to {high:.3f}")
-            elif low <= forms.EXPONENT_BOUNDS[0] * 1.001:
-                reasons.append(f"{name} touches its lower bound {low:.3g}")
-            elif high >= forms.EXPONENT_BOUNDS[1] * 0.999:
-                reasons.append(f"{name} touches its upper bound {high:.3g}")
+            elif low <= forms.EXPONENT_BOUNDS[0] * _TOUCH:
+                reasons.append(f"{name} reaches its lower bound: {low:.3g}")
+            elif high >= forms.EXPONENT_BOUNDS[1] / _TOUCH:
+                reasons.append(f"{name} reaches its upper bound: {high:.3g}")
         if "E" in parameters:
             smallest = forms.NO_CONSTANT * self.points.y.min()
             if parameters["E"].p5 < smallest:

@@ -3,13 +3,13 @@ r"""Laws of a study: `runs.jsonl` -> `fits.json`.
 python -m scaling.fit scaling/studies/NAME
 
 For each model and ladder: the metric against parameters, FLOPs or table size, as a
-power law with a constant and as a straight line in the logarithm; against parameters and
-examples together where runs were read at several checkpoints. The largest sizes are
+power law with a constant and as a straight line in the logarithm; against parameters
+and examples together where runs were read at several checkpoints. The largest sizes are
 held out and predicted. docs/scaling.md says how to read the result.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import json
@@ -29,7 +29,7 @@ FILE_NAME = "fits.json"
 VERSION = 1
 
 # Below which a law with a constant is not fitted, and below which it is not trusted.
-_FEWEST_SIZES, _ENOUGH_SIZES, _ENOUGH_DECADES = 4, 5, 2.0
+_FEWEST_SIZES, _ENOUGH_SIZES, _ENOUGH_DECADES = 4, 5, 2
 _JOINT_SIZES, _JOINT_CHECKPOINTS = 3, 3
 _JOINT_METRICS = ("logloss", "1-auc")
 _BAND_POINTS = 41
@@ -347,7 +347,7 @@ def _sound(rows: Sequence[Row]) -> list[Row]:
 
 
 def _predicted(
-    source: _Source, size: str, rows: Sequence[Row], fits: dict[str, Fit | None]
+    source: _Source, size: str, rows: Sequence[Row], fits: Mapping[str, Fit | None]
 ) -> Entry:
     """What the fits say of one size that they have not seen, and what was measured.
 
@@ -394,9 +394,20 @@ def _error(held_out: Sequence[Entry], form: str) -> float | None:
 
 
 def _preferred(entry: Entry, power: Fit | None) -> str:
-    """The form to believe: the better predictor, but no unidentified curve."""
-    if power is None or not entry["identified"]:
+    """The form to believe: the better predictor of held-out sizes.
+
+    A curve that is not identified is not it, unless the straight line is refuted: what
+    was held out lies outside its interval, but inside the curve's.
+    """
+    if power is None:
         return "loglinear"
+    if not entry["identified"]:
+        refuted = any(
+            e["power_const"]["inside"] and not e["loglinear"]["inside"]
+            for e in entry["held_out"]
+            if not e["data_limited"] and e["without"] is None
+        )
+        return "power_const" if refuted else "loglinear"
     own, straight = entry["held_out_error"], entry["loglinear"]["held_out_error"]
     if own is None or straight is None or own <= straight:
         return "power_const"
@@ -448,10 +459,10 @@ def _warnings(
     count = entry["num_sizes"]
     x = [row[source.axis] for row in used]
     decades = math.log10(max(x) / min(x))
-    if count < _ENOUGH_SIZES or decades < _ENOUGH_DECADES:
+    if count < _ENOUGH_SIZES or round(decades, 1) < _ENOUGH_DECADES:
         yield (
             f"{count} sizes over {decades:.1f} decades: a law with a constant wants "
-            f"{_ENOUGH_SIZES} sizes over {_ENOUGH_DECADES:.0f}"
+            f"{_ENOUGH_SIZES} sizes over {_ENOUGH_DECADES}"
         )
     if power is None:
         yield f"no power law: it wants {_FEWEST_SIZES} sizes"

@@ -1,4 +1,4 @@
-"""Forms of scaling laws, each with its logarithm, its gradient, starts and bounds.
+"""Forms of scaling laws, each with its gradient, its starts and its bounds.
 
     power_const  L(x)    = E + A·x^-α
     chinchilla   L(N, D) = E + A·N^-α + B·D^-β            (arXiv 2203.15556)
@@ -6,9 +6,17 @@
     gain_power   Δ(x)    = c·x^γ
     loglinear    y(x)    = a + b·ln x
 
-Parameters are fitted as logarithms (but for exponents and `loglinear`), of axes divided
-by their geometric mean: then A is the reducible loss in the middle of the data, and the
-parameters hardly correlate with the units of x. `Form.reported` undoes both.
+The laws are searched in other coordinates than they are written in. Axes are divided by
+their geometric mean, so that x = 1 is the middle of the data, and theta holds the
+logarithms of the loss at the middle, M = E + A, of the share r = A / M of it that is
+reducible there, and of α:
+
+    ln L = ln M + ln(1 + r·(x^-α - 1))
+
+which is logaddexp(ln E, ln A - α ln x). What data that look like a straight line leave
+open is then a straight valley, r·α = slope, along which a search walks to a bound
+instead of crawling round a bend. `Form.reported` returns E, A and α in the units of the
+axes.
 
 All functions take many parameter vectors at once: theta is [R, P], x is [n, K], where
 the K columns are the axes, and a prediction is [R, n].
@@ -24,6 +32,8 @@ import numpy as np
 EXPONENT_BOUNDS = (1e-3, 3.0)
 # An irreducible loss below this share of the smallest loss seen is none.
 NO_CONSTANT = 1e-3
+# Bounds of the logarithm of a reducible share: none of the loss, and all of it.
+_SHARE_BOUNDS = (-25.0, -6e-6)
 
 _EXPONENTS = (0.05, 0.1, 0.2, 0.4, 0.8)
 _SHARES = (1e-3, 1e-2, 0.05, 0.2)  # of the loss that is reducible at the middle
@@ -82,7 +92,7 @@ class Form(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PowerConst:
-    """E + A·x^-α; theta = (ln E, ln A, α)."""
+    """E + A·x^-α; theta = (ln M, ln r, ln α)."""
 
     name: str = "power_const"
     parameters: tuple[str, ...] = ("E", "A", "alpha")
@@ -97,39 +107,39 @@ class PowerConst:
     def value(self, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns ln(E + A·x^-α) and its gradient."""
         log_x = np.log(x[:, 0])
-        constant, amount, alpha = (theta[:, i, None] for i in range(3))
-        reducible = amount - alpha * log_x
-        total = np.logaddexp(constant, reducible)
-        share = np.exp(reducible - total)
-        return total, np.stack([1 - share, share, -share * log_x], axis=-1)
+        share, alpha = (np.exp(theta[:, i, None]) for i in (1, 2))
+        change = np.expm1(-alpha * log_x)  # x^-α - 1
+        ratio = 1 + share * change  # L / M
+        slope = -alpha * log_x * (1 + change)
+        gradient = [np.ones_like(ratio), share * change / ratio, share * slope / ratio]
+        return theta[:, :1] + np.log(ratio), np.stack(gradient, axis=-1)
 
     def starts(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Returns 20 starts: exponents × reducible shares."""
         middle = np.log(y).mean()
-        grid = itertools.product(_SHARES, _EXPONENTS)
-        return np.array(
-            [[middle + np.log1p(-q), middle + np.log(q), alpha] for q, alpha in grid]
-        )
+        grid = np.log(list(itertools.product(_SHARES, _EXPONENTS)))
+        return np.c_[np.full(len(grid), middle), grid]
 
     def bounds(self, y: np.ndarray) -> np.ndarray:
-        """Returns the bounds; those of E and A stand for 0 and for the whole loss."""
-        return np.array([*_amounts(y, 2), EXPONENT_BOUNDS]).T
+        """Returns the bounds: E and A are positive, and α lies in its range."""
+        return np.array([_middle(y), _SHARE_BOUNDS, np.log(EXPONENT_BOUNDS)]).T
 
     def reported(self, theta: np.ndarray, scales: np.ndarray) -> dict[str, np.ndarray]:
         """Returns E, A and α."""
-        constant, amount, alpha = theta.T
+        middle, share, alpha = np.exp(theta.T)
         return {
-            "E": np.exp(constant),
-            "A": np.exp(amount + alpha * np.log(scales[0])),
+            "E": middle * (1 - share),
+            "A": middle * share * scales[0] ** alpha,
             "alpha": alpha,
         }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chinchilla:
-    """E + A·N^-α + B·D^-β; theta = (ln E, ln A, ln B, α, β), x = (N, D).
+    """E + A·N^-α + B·D^-β; theta = (ln M, ln r, ln q, ln α, ln β), x = (N, D).
 
-    `allocation` is β/(α + β), the exponent of the best N for a given compute ∝ N·D.
+    M = E + A + B at the middle, q = B / M, and r = A / (E + A). `allocation` is
+    β/(α + β), the exponent of the best N for a given compute ∝ N·D.
     """
 
     name: str = "chinchilla"
@@ -144,7 +154,8 @@ class Chinchilla:
 
     def value(self, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns ln L and its gradient."""
-        return _joint_value(theta, np.log(x[:, 0]), np.log(x[:, 1]))
+        value, gradient, _ = _joint(theta, np.log(x[:, 0]), np.log(x[:, 1]))
+        return value, gradient
 
     def starts(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Returns 27 starts: exponents² × reducible shares, equal for N and D."""
@@ -152,22 +163,25 @@ class Chinchilla:
         grid = itertools.product(_JOINT_SHARES, _JOINT_EXPONENTS, _JOINT_EXPONENTS)
         return np.array(
             [
-                [middle + np.log1p(-q), *[middle + np.log(q / 2)] * 2, alpha, beta]
+                [middle, *np.log([q / (2 - q), q / 2, alpha, beta])]
                 for q, alpha, beta in grid
             ]
         )
 
     def bounds(self, y: np.ndarray) -> np.ndarray:
-        """Returns the bounds; those of E, A, B stand for 0 and for the whole loss."""
-        return np.array([*_amounts(y, 3), EXPONENT_BOUNDS, EXPONENT_BOUNDS]).T
+        """Returns the bounds: E, A, B are positive, exponents lie in their range."""
+        exponents = np.log(EXPONENT_BOUNDS)
+        shares = [_SHARE_BOUNDS] * 2
+        return np.array([_middle(y), *shares, exponents, exponents]).T
 
     def reported(self, theta: np.ndarray, scales: np.ndarray) -> dict[str, np.ndarray]:
         """Returns E, A, B, α, β and the allocation."""
-        constant, of_size, of_data, alpha, beta = theta.T
+        middle, of_rest, of_data, alpha, beta = np.exp(theta.T)
+        rest = middle * (1 - of_data)
         return {
-            "E": np.exp(constant),
-            "A": np.exp(of_size + alpha * np.log(scales[0])),
-            "B": np.exp(of_data + beta * np.log(scales[1])),
+            "E": rest * (1 - of_rest),
+            "A": rest * of_rest * scales[0] ** alpha,
+            "B": middle * of_data * scales[1] ** beta,
             "alpha": alpha,
             "beta": beta,
             "allocation": beta / (alpha + beta),
@@ -195,29 +209,29 @@ class Repeat:
     def value(self, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns ln L and its gradient."""
         worth = np.exp(theta[:, 5, None])  # R*
-        decay = np.exp(-x[:, 2] / worth)
-        factor = 1 + worth * (1 - decay)
+        left = x[:, 2] / worth
+        factor = 1 - worth * np.expm1(-left)  # D' / U
         log_d = np.log(x[:, 1]) + np.log(factor)
-        value, gradient = _joint_value(theta[:, :5], np.log(x[:, 0]), log_d)
-        # d ln D' / d ln R*, times d ln L / d ln D' = -β · share of the data's term.
-        slope = worth * (1 - decay - decay * x[:, 2] / worth) / factor
-        last = -theta[:, 4, None] * gradient[..., 2] * slope
+        value, gradient, slope = _joint(theta, np.log(x[:, 0]), log_d)
+        # d ln D' / d ln R*, times d ln L / d ln D'
+        last = -worth * (np.expm1(-left) + left * np.exp(-left)) / factor * slope
         return value, np.concatenate([gradient, last[..., None]], axis=-1)
 
     def starts(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Returns the starts of `Chinchilla` for each of three R*."""
-        joint = Chinchilla().starts(x, y)
+        joint = CHINCHILLA.starts(x, y)
         return np.concatenate(
             [np.c_[joint, np.full(len(joint), np.log(r))] for r in _REPEATS]
         )
 
     def bounds(self, y: np.ndarray) -> np.ndarray:
         """Returns the bounds; R* lies between 0.001 and 1,000 epochs."""
-        return np.c_[Chinchilla().bounds(y), np.log([1e-3, 1e3])]
+        return np.c_[CHINCHILLA.bounds(y), np.log([1e-3, 1e3])]
 
     def reported(self, theta: np.ndarray, scales: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the parameters of `Chinchilla` and R* in epochs."""
-        joint = Chinchilla().reported(theta[:, :5], scales[:2])
+        joint = CHINCHILLA.reported(theta[:, :5], scales[:2])
+        del joint["allocation"]  # of one epoch
         return joint | {"repeats": np.exp(theta[:, 5])}
 
 
@@ -313,23 +327,28 @@ def _geometric_mean(x: np.ndarray) -> np.ndarray:
     return np.exp(np.log(x).mean(axis=0))
 
 
-def _amounts(y: np.ndarray, count: int) -> list[tuple[float, float]]:
-    """Bounds of ln E, ln A, ...: from e^-12 of the loss, which is none, to all."""
-    low, high = np.log(y.min()), np.log(y.max())
-    return [(low - 12, high + 1)] * count
+def _middle(y: np.ndarray) -> tuple[float, float]:
+    """Bounds of the logarithm of the loss at the middle, which no data reach."""
+    return float(np.log(y.min())) - 3, float(np.log(y.max())) + 3
 
 
-def _joint_value(
+def _joint(
     theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """ln(E + A·N^-α + B·D^-β) [R, n], its gradient [R, n, 5]; log_d: [n] or [R, n]."""
-    constant, of_size, of_data, alpha, beta = (theta[:, i, None] for i in range(5))
-    size = of_size - alpha * log_n
-    data = of_data - beta * log_d
-    total = np.logaddexp(np.logaddexp(constant, size), data)
-    size, data = np.exp(size - total), np.exp(data - total)
-    gradient = [1 - size - data, size, data, -size * log_n, -data * log_d]
-    return total, np.stack(gradient, axis=-1)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value [R, n], gradient [R, n, 5] and d ln L / d ln D; log_d: [n] or [R, n]."""
+    of_rest, of_data, alpha, beta = (np.exp(theta[:, i, None]) for i in range(1, 5))
+    size, data = np.expm1(-alpha * log_n), np.expm1(-beta * log_d)
+    reducible = (1 - of_data) * of_rest
+    ratio = 1 + reducible * size + of_data * data  # L / M
+    slope = -of_data * beta * (1 + data) / ratio
+    gradient = [
+        np.ones_like(ratio),
+        reducible * size / ratio,
+        of_data * (data - of_rest * size) / ratio,
+        -reducible * alpha * log_n * (1 + size) / ratio,
+        slope * log_d,
+    ]
+    return theta[:, :1] + np.log(ratio), np.stack(gradient, axis=-1), slope
 
 
 def _line(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from scaling.rows import Row
 FLOOR_IN_SIGMAS = 2.0
 # Sizes are given noises of their own if equal ones would look this unequal so rarely.
 _UNEQUAL = 0.01
-# Degrees of freedom that the pooled noise counts for in the noise of one size.
+# Degrees of freedom that the usual noise counts for in the noise of one size.
 _PRIOR_FREEDOM = 4
 
 
@@ -57,13 +57,16 @@ class Noise:
     def of_size(self, size: str) -> float:
         """Returns σ of one size: the pooled one, unless noises differ between sizes.
 
-        The variance of a few seeds is itself noise, so it is averaged with the pooled
-        one, which counts for 4 degrees of freedom.
+        The variance of a few seeds is itself noise, so it is averaged with the
+        geometric mean over sizes (which one noisy size does not rule), counting for 4
+        degrees of freedom.
         """
         if self.is_equal or size not in self.by_size:
             return self.sigma
         _, own, count = self.by_size[size]
-        total = _PRIOR_FREEDOM * self.sigma**2 + (count - 1) * own**2
+        logs = [math.log(sd) for _, sd, _ in self.by_size.values() if sd > 0]
+        usual = math.exp(sum(logs) / len(logs))
+        total = _PRIOR_FREEDOM * usual**2 + (count - 1) * own**2
         return math.sqrt(total / (_PRIOR_FREEDOM + count - 1))
 
     def to_dict(self) -> dict[str, Any]:

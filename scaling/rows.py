@@ -129,9 +129,14 @@ def select_checkpoints(rows: Sequence[Row], *, metric: str) -> Selection:
     Runs that are short of data stay: the law has a term for it.
     """
     split = curve_split(rows)
-    of_split = [row for row in rows if row["split"] == split]
+    # A last checkpoint may stand there twice, once as the final reading.
+    of_split = {
+        (row["run_id"], row["samples_seen"]): row
+        for row in rows
+        if row["split"] == split
+    }
     axes = ("n_dense_active", "samples_seen")
-    return _select(of_split, axes, metric, keep_data_limited=True)
+    return _select(list(of_split.values()), axes, metric, keep_data_limited=True)
 
 
 def _select(

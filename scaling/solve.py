@@ -5,9 +5,8 @@
 with residuals and δ multiplied by 10³, and by 1 / mean |y| where t is y itself.
 
 Levenberg-Marquardt steps over thousands of problems at once, which differ in y alone,
-so that a bootstrap takes a second. They end where L-BFGS-B from the same starts does,
-or lower: the valley of E against α is narrow, and L-BFGS-B may stop on its slope
-(`tests/scaling/test_solve.py`).
+so that a bootstrap takes less than a second. They end where L-BFGS-B from the same
+starts does, or lower (`tests/scaling/test_solve.py`).
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ Matplotlib draws with stand-in colours, which are then replaced by CSS variables
 that the same figure reads well on a light page, on a dark one and on paper.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import io
 import re
 from typing import Any
@@ -28,7 +28,7 @@ _COLOURS = {
 }
 _INK, _MUTED, _LINE, _FIRST, _SECOND = _COLOURS
 
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "rankax",  # the same run gives the same file
     "font.size": 10,
@@ -307,7 +307,7 @@ def _figure(
     height: float = 3.1,
 ) -> str:
     """Returns the SVG of a figure of rows of the given relative heights."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, height), layout="constrained")
         axes = figure.subplots(
             len(rows),
@@ -324,11 +324,16 @@ def _figure(
         draw(*axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(buffer.getvalue())
+    return inline(buffer.getvalue(), _COLOURS)
 
 
-def _inline(svg: str) -> str:
-    """Makes a stand-alone SVG file part of a page that follows the page's colours."""
+def inline(svg: str, colours: Mapping[str, str]) -> str:
+    """Makes a stand-alone SVG file part of a page that follows the page's colours.
+
+    Args:
+        svg: what matplotlib wrote.
+        colours: that it was drawn with -> CSS variables.
+    """
     svg = svg[svg.index("<svg") :]
     for unwanted in (
         # All but the view box: its size is the column's, its address means nothing.
@@ -344,6 +349,6 @@ def _inline(svg: str) -> str:
     # Equal shapes get equal ids in every figure; a page wants each id once.
     own = f"{zlib.crc32(svg.encode()):x}-"
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{own}", svg)
-    for colour, variable in _COLOURS.items():
+    for colour, variable in colours.items():
         svg = svg.replace(colour, f"var({variable})")
     return svg.strip()

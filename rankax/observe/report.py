@@ -75,8 +75,8 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
         ("Configuration", "cards", "".join(_config_tables(config))),
         ("Run and machine", "cards", "".join(_machine_tables(result))),
     ]
-    page = _PAGE.substitute(
-        style=_STYLE,
+    page = PAGE.substitute(
+        style=PAGE_STYLE,
         name=escape(stores.name_of(folder)),
         facts=_facts(result),
         verdicts="".join(verdicts),
@@ -438,7 +438,7 @@ def _json(value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value)
 
 
-_STYLE = """
+PAGE_STYLE = """
 :root { color-scheme: light dark;
   --page: #fff; --ink: #1a1f26; --muted: #5d6773; --line: #e2e5e9; --soft: #f6f7f9;
   --first: #1c64c7; --second: #b8560b; }
@@ -511,7 +511,7 @@ _FRESHNESS_NOTE = """A model that is s windows behind was published s windows to
 Bars and ± are 95 % intervals of the difference to the freshest model over windows; they
 do not hold the spread between seeds."""
 
-_PAGE = string.Template(
+PAGE = string.Template(
     """<!doctype html>
 <html lang="en">
 <head>

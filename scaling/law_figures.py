@@ -8,11 +8,11 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 import numpy as np
 
-from scaling import drawing, study
+from scaling import drawing, findings
 from scaling import rows as rows_lib
 from scaling.drawing import Figure, Ink
-from scaling.rows import Row
 from scaling.findings import Findings
+from scaling.rows import Row
 
 Key = tuple[str, str]
 
@@ -26,7 +26,7 @@ def against(whole: Findings, *, axis: str, metric: str, name: str) -> Figure | s
     Or why there is no such figure.
     """
     keys = [key for key in whole.dense if whole.finals(key)]
-    points = {key: study.means(whole.finals(key), axis, metric) for key in keys}
+    points = {key: findings.means(whole.finals(key), axis, metric) for key in keys}
     keys = [key for key in keys if len(points[key]) > 1]
     if not keys:
         return "no model was trained at two sizes or more"
@@ -38,8 +38,8 @@ def against(whole: Findings, *, axis: str, metric: str, name: str) -> Figure | s
         for key, (colour, marker) in drawing.looks(ink, keys).items():
             last = draw_points(axes, whole, key, axis, metric, colour, marker)
             ends.append((whole.label(key), last, colour))
-        drawing.logarithmic_x(axes, x, study.AXIS_LABELS[axis])
-        axes.set_ylabel(study.METRIC_LABELS[metric])
+        drawing.logarithmic_x(axes, x, findings.AXIS_LABELS[axis])
+        axes.set_ylabel(findings.METRIC_LABELS[metric])
         _limits(axes, [p["mean"] for key in keys for p in points[key]])
         drawing.label_ends(axes, ends)
 
@@ -97,7 +97,7 @@ def compute(whole: Findings) -> Figure | str:
             dashes=(4, 2),
         )
         drawing.logarithmic_x(axes, [p[0] for p in points], "training FLOPs")
-        axes.set_ylabel(study.METRIC_LABELS["logloss"])
+        axes.set_ylabel(findings.METRIC_LABELS["logloss"])
         ends = {key: curve[-1][1] for key, _, curve in curves}
         labels = [(whole.label(key), ends[key], looks[key][0]) for key in ends]
         drawing.label_ends(axes, [*labels, ("best so far", envelope[-1][1], ink.ink)])
@@ -158,10 +158,10 @@ def data(whole: Findings) -> Figure | str:
                 )
                 ends.append((size, y[-1], ink.muted))
             seen = [x for curve in curves[key].values() for x, _ in curve]
-            drawing.logarithmic_x(axes, seen, study.AXIS_LABELS["samples_seen"])
+            drawing.logarithmic_x(axes, seen, findings.AXIS_LABELS["samples_seen"])
             axes.set_title(whole.label(key), size=9.5, color=ink.ink, loc="left")
             drawing.label_ends(axes, [ends[0], ends[-1]] if len(ends) > 1 else ends)
-        panels[0].set_ylabel(study.METRIC_LABELS["logloss"])
+        panels[0].set_ylabel(findings.METRIC_LABELS["logloss"])
 
     return Figure(
         name="loss_vs_data",
@@ -214,10 +214,10 @@ def iso_flop(whole: Findings) -> Figure | str:
                 text = f"{drawing.amount(budget)}FLOP"
                 ends.append((text, float(fitted[-1]), colour))
             sizes = [x for _, points in budgets for x, _ in points]
-            drawing.logarithmic_x(axes, sizes, study.AXIS_LABELS["n_dense_active"])
+            drawing.logarithmic_x(axes, sizes, findings.AXIS_LABELS["n_dense_active"])
             axes.set_title(whole.label(key), size=9.5, color=ink.ink, loc="left")
             drawing.label_ends(axes, ends)
-        panels[0].set_ylabel(study.METRIC_LABELS["logloss"])
+        panels[0].set_ylabel(findings.METRIC_LABELS["logloss"])
 
     return Figure(
         name="iso_flop",
@@ -284,7 +284,7 @@ def reducible(whole: Findings) -> Figure | str:
         lower.axhline(0, color=ink.muted, linewidth=0.8)
         lower.set_ylabel("residual")
         x = [row["x"] for each in rows.values() for row in each]
-        drawing.logarithmic_x(lower, x, study.AXIS_LABELS["n_dense_active"])
+        drawing.logarithmic_x(lower, x, findings.AXIS_LABELS["n_dense_active"])
         upper.grid(axis="x", visible=False)
         drawing.label_ends(upper, ends)
 
@@ -307,10 +307,16 @@ def reducible(whole: Findings) -> Figure | str:
 
 
 def draw_points(
-    axes: Axes, whole: Findings, key: Key, axis: str, metric: str, colour: str, marker: str
+    axes: Axes,
+    whole: Findings,
+    key: Key,
+    axis: str,
+    metric: str,
+    colour: str,
+    marker: str,
 ) -> float:
     """Draws runs, means and law of one ladder; returns y at its right end."""
-    points = study.means(whole.finals(key), axis, metric)
+    points = findings.means(whole.finals(key), axis, metric)
     entry = whole.entry(key, axis, metric)
     _seeds(axes, whole.finals(key), axis, metric, colour)
     _means(axes, points, _held_out(entry, points), colour, marker)
@@ -474,19 +480,19 @@ def _finding(whole: Findings, keys: Sequence[Key], axis: str, metric: str) -> st
     """What ten times of the axis bring, the steepest model first."""
     changes = []
     for key in keys:
-        change = study.decade_change(whole.entry(key, axis, metric))
+        change = findings.decade_change(whole.entry(key, axis, metric))
         if change is not None:
             changes.append((change, whole.label(key)))
-    word = study.METRIC_WORDS[metric]
+    word = findings.METRIC_WORDS[metric]
     if not changes:
-        return f"{word[0].upper()}{word[1:]} against {study.AXIS_LABELS[axis]}"
+        return f"{word[0].upper()}{word[1:]} against {findings.AXIS_LABELS[axis]}"
     parts = []
     for (value, low, high), label in sorted(changes):
         flat = low <= 0 <= high
         text = "no trend" if flat else f"{value:+.2g} [{low:+.2g}, {high:+.2g}]"
         parts.append(f"{label} {text}")
     return (
-        f"{word[0].upper()}{word[1:]} per 10× {study.AXIS_LABELS[axis]}: "
+        f"{word[0].upper()}{word[1:]} per 10× {findings.AXIS_LABELS[axis]}: "
         + "; ".join(parts)
     )
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from scaling import drawing, law_figures, study
+from scaling import drawing, findings, law_figures
 from scaling import rows as rows_lib
 from scaling.drawing import Figure, Ink
-from scaling.rows import Row
 from scaling.findings import Findings
+from scaling.rows import Row
 
 FOLDER = "figures"
 
@@ -44,7 +44,9 @@ def table_size(whole: Findings, ladder: str) -> Figure | str:
     axis = rows_lib.TABLE_AXES[ladder]
     keys = [key for key in whole.groups if key[1] == ladder and whole.finals(key)]
     points = {
-        key: {m: study.means(whole.finals(key), axis, m) for m in ("logloss", "1-auc")}
+        key: {
+            m: findings.means(whole.finals(key), axis, m) for m in ("logloss", "1-auc")
+        }
         for key in keys
     }
     keys = [key for key in keys if len(points[key]["logloss"]) > 1]
@@ -59,8 +61,8 @@ def table_size(whole: Findings, ladder: str) -> Figure | str:
         for axes, metric in zip(panels, ("logloss", "1-auc"), strict=False):
             for key, (colour, marker) in drawing.looks(ink, keys).items():
                 law_figures.draw_points(axes, whole, key, axis, metric, colour, marker)
-            drawing.logarithmic_x(axes, x, study.AXIS_LABELS[axis])
-            name = "AUC" if metric == "1-auc" else study.METRIC_LABELS[metric]
+            drawing.logarithmic_x(axes, x, findings.AXIS_LABELS[axis])
+            name = "AUC" if metric == "1-auc" else findings.METRIC_LABELS[metric]
             axes.set_title(name, size=9.5, color=ink.ink, loc="left")
         # AUC is read upwards: the axis shows it, whatever is fitted.
         panels[1].yaxis.set_major_formatter(lambda v, _: f"{1 - v:.4f}")
@@ -70,7 +72,7 @@ def table_size(whole: Findings, ladder: str) -> Figure | str:
                 own = sorted(shares[key].items())
                 style = dict(color=colour, marker=marker, markersize=4)
                 panels[2].plot(*zip(*own, strict=True), **style)
-            drawing.logarithmic_x(panels[2], x, study.AXIS_LABELS[axis])
+            drawing.logarithmic_x(panels[2], x, findings.AXIS_LABELS[axis])
             panels[2].set_ylim(0, None)
             panels[2].yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
             text = "ids that share a row, forecast"
@@ -129,7 +131,7 @@ def _table_finding(
         parts.append(text)
     ends = [points[keys[0]]["logloss"][i]["x"] for i in (0, -1)]
     span = " to ".join(drawing.amount(x) for x in ends)
-    return f"From {span} {study.AXIS_LABELS[axis]}, " + "; ".join(parts)
+    return f"From {span} {findings.AXIS_LABELS[axis]}, " + "; ".join(parts)
 
 
 # ---------------------------------------------------------------- between models
@@ -139,13 +141,13 @@ def ladders(whole: Findings) -> Figure | str:
     """Returns the loss of one model along each of its ladders of the network."""
     by_model: dict[str, list[tuple[str, str]]] = {}
     for key in whole.dense:
-        if len(study.means(whole.finals(key), "n_dense_active", "logloss")) > 1:
+        if len(findings.means(whole.finals(key), "n_dense_active", "logloss")) > 1:
             by_model.setdefault(key[0], []).append(key)
     several = {model: keys for model, keys in by_model.items() if len(keys) > 1}
     if not several:
         return "no model was scaled along two ladders (such as width and depth)"
     points = {
-        key: study.means(whole.finals(key), "n_dense_active", "logloss")
+        key: findings.means(whole.finals(key), "n_dense_active", "logloss")
         for keys in several.values()
         for key in keys
     }
@@ -159,10 +161,10 @@ def ladders(whole: Findings) -> Figure | str:
                 axes.plot(x, y, color=colour, marker=marker, markersize=4)
                 ends.append((key[1], y[-1], colour))
             x = [p["x"] for key in keys for p in points[key]]
-            drawing.logarithmic_x(axes, x, study.AXIS_LABELS["n_dense_active"])
+            drawing.logarithmic_x(axes, x, findings.AXIS_LABELS["n_dense_active"])
             axes.set_title(model, size=9.5, color=ink.ink, loc="left")
             drawing.label_ends(axes, ends)
-        panels[0].set_ylabel(study.METRIC_LABELS["logloss"])
+        panels[0].set_ylabel(findings.METRIC_LABELS["logloss"])
 
     parts = []
     for model, keys in several.items():
@@ -195,7 +197,7 @@ def sparse_against_dense(whole: Findings) -> Figure | str:
         return "no mixture of experts beside a dense model"
     axes_names = ("n_dense_active", "n_dense_total")
     points = {
-        key: {a: study.means(whole.finals(key), a, "logloss") for a in axes_names}
+        key: {a: findings.means(whole.finals(key), a, "logloss") for a in axes_names}
         for key in keys
     }
 
@@ -209,9 +211,9 @@ def sparse_against_dense(whole: Findings) -> Figure | str:
                 axes.plot(x, y, color=colour, marker=marker, markersize=4)
                 ends.append((whole.label(key), y[-1], colour))
             x = [p["x"] for key in keys for p in points[key][axis]]
-            drawing.logarithmic_x(axes, x, study.AXIS_LABELS[axis])
+            drawing.logarithmic_x(axes, x, findings.AXIS_LABELS[axis])
             drawing.label_ends(axes, ends)
-        panels[0].set_ylabel(study.METRIC_LABELS["logloss"])
+        panels[0].set_ylabel(findings.METRIC_LABELS["logloss"])
 
     sparse = ", ".join(whole.label(key) for key in keys if is_sparse[key])
     return Figure(
@@ -263,7 +265,7 @@ def throughput(whole: Findings) -> Figure | str:
                     axes.plot(x, y, color=colour, marker=marker, markersize=4)
                     ends.append((whole.label(key), y[-1], colour))
             sizes = [row["n_dense_active"] for row in rows]
-            drawing.logarithmic_x(axes, sizes, study.AXIS_LABELS["n_dense_active"])
+            drawing.logarithmic_x(axes, sizes, findings.AXIS_LABELS["n_dense_active"])
             axes.set_ylim(0, None)
             drawing.label_ends(axes, ends)
         panels[0].yaxis.set_major_formatter(
@@ -341,7 +343,7 @@ def agreement(whole: Findings) -> Figure | str:
             y = [row["auc"] for row in own]
             axes.plot(x, y, marker, color=colour, markersize=4, alpha=0.8)
             ends.append((whole.label(key), y[int(np.argmax(x))], colour))
-        axes.set_xlabel(study.METRIC_LABELS["logloss"])
+        axes.set_xlabel(findings.METRIC_LABELS["logloss"])
         axes.set_ylabel("AUC")
         drawing.label_ends(axes, ends)
 
@@ -384,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     flags = parser.parse_args(arguments)
     try:
-        whole = study.load(flags.folder)
+        whole = findings.load(flags.folder)
     except FileNotFoundError as error:
         parser.error(str(error))
     found, missing = figures_of(whole)

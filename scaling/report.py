@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling import blocks, drawing, noise, plot, study
+from scaling import blocks, drawing, findings, noise, plot
 from scaling import rows as rows_lib
 from scaling.blocks import Block, Heading, Picture, Points, Table, Text
 from scaling.drawing import Figure
@@ -42,7 +42,7 @@ def write(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     Raises:
         FileNotFoundError: `runs.jsonl` or `fits.json` is missing.
     """
-    whole = study.load(folder)
+    whole = findings.load(folder)
     spend_path = folder / SPEND_NAME
     spend = json.loads(spend_path.read_text()) if spend_path.is_file() else None
     figures, missing = plot.figures_of(whole)
@@ -151,10 +151,10 @@ def _summary(whole: Findings) -> Iterator[str]:
 
 
 def _verdict(entry: Entry) -> str:
-    change = study.decade_change(entry)
+    change = findings.decade_change(entry)
     assert change is not None  # a fitted entry has its line
     value, low, high = change
-    axis = study.AXIS_LABELS[entry["axis"]]
+    axis = findings.AXIS_LABELS[entry["axis"]]
     if low <= 0 <= high:
         text = (
             f"no trend: 10× {axis} changes log loss by {value:+.2g} "
@@ -427,8 +427,8 @@ def _tables(whole: Findings) -> Iterator[Block]:
             if key[1] != ladder:
                 continue
             finals = whole.finals(key)
-            losses = study.means(finals, axis, "logloss")
-            areas = study.means(finals, axis, "1-auc")
+            losses = findings.means(finals, axis, "logloss")
+            areas = findings.means(finals, axis, "1-auc")
             shares = {row["size_name"]: row["collision_share"] for row in finals}
             for loss, area in zip(losses, areas, strict=True):
                 share = shares[loss["size_name"]]
@@ -443,7 +443,7 @@ def _tables(whole: Findings) -> Iterator[Block]:
                     ]
                 )
         if rows:
-            header = ["model", study.AXIS_LABELS[axis], "seeds", "log loss", "AUC"]
+            header = ["model", findings.AXIS_LABELS[axis], "seeds", "log loss", "AUC"]
             yield Table([*header, "ids that share a row, forecast"], rows)
 
 
@@ -566,7 +566,7 @@ def _close_models(whole: Findings) -> Iterator[str]:
         return
     best = {}
     for key in whole.dense:
-        points = study.means(whole.finals(key), "n_dense_active", "logloss")
+        points = findings.means(whole.finals(key), "n_dense_active", "logloss")
         if points:
             best[key] = min(points, key=lambda p: p["mean"])
     ordered = sorted(best, key=lambda key: best[key]["mean"])
@@ -611,7 +611,7 @@ def _noise(whole: Findings) -> Iterator[Block]:
         [
             [
                 each["of"],
-                study.METRIC_WORDS[each["metric"]],
+                findings.METRIC_WORDS[each["metric"]],
                 f"{each['sigma']:.2e} [{each['low']:.2e}, {each['high']:.2e}]",
                 str(each["degrees_of_freedom"]),
                 f"{each['floor']:.2e}",

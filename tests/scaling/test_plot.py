@@ -8,12 +8,12 @@ import made_up_study
 import numpy as np
 import pytest
 
-from scaling import drawing, fit, plot, study, synthetic
+from scaling import drawing, findings, fit, plot, synthetic
 
 
 @pytest.fixture(scope="module")
 def whole(study_folder):
-    return study.load(study_folder)
+    return findings.load(study_folder)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_iso_flop_minimum_is_where_the_law_puts_it():
     for row in rows:
         row["c_train"] = 6.0 * row["n_dense_active"] * row["samples_seen"]
     fits = {"fits": [], "noise": [], "slope_ratios": []}
-    figures = plot.figures_of(study.Findings(name="iso", rows=rows, fits=fits))[0]
+    figures = plot.figures_of(findings.Findings(name="iso", rows=rows, fits=fits))[0]
     (figure,) = (f for f in figures if f.name == "iso_flop")
     minima = {t["c_train"]: t["minimum_at"] for t in figure.table}
     assert len(minima) >= 3
@@ -178,7 +178,7 @@ def test_points_that_are_short_of_data_are_open():
     for row in rows:
         row["data_limited"] = row["size_name"] == "s2"
     fits = {"fits": [], "noise": [], "slope_ratios": []}
-    figures = plot.figures_of(study.Findings(name="open", rows=rows, fits=fits))[0]
+    figures = plot.figures_of(findings.Findings(name="open", rows=rows, fits=fits))[0]
     (figure,) = (f for f in figures if f.name == "loss_vs_params")
     flags = [line["data_limited"] for line in figure.table]
     assert flags == [False, False, True]

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from scaling import blocks, fit, report, study, synthetic
+from scaling import blocks, findings, fit, report, synthetic
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_report_of_two_sizes_says_what_they_do_not_tell():
     fits = fit.fit_study(
         rows, metrics=["logloss"], options=fit.Options(num_replicates=10)
     )
-    whole = study.Findings(name="small", rows=rows, fits=fits)
+    whole = findings.Findings(name="small", rows=rows, fits=fits)
     text = blocks.markdown("t", "f", list(report.content(whole, [], {}, None)))
     assert "No size was held out" in text
     assert "No law with a constant was fitted: it wants 4 sizes." in text
@@ -161,7 +161,7 @@ def test_report_of_two_sizes_says_what_they_do_not_tell():
 
 
 def test_report_without_spending_says_how_to_get_it(study_folder):
-    found = report.content(study.load(study_folder), [], {}, None)
+    found = report.content(findings.load(study_folder), [], {}, None)
     text = blocks.markdown("title", "facts", list(found))
     assert "No spend.json: `python -m scaling.spend`" in text
 

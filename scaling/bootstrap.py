@@ -7,17 +7,18 @@ vary too little, three by a factor of √(2/3). A size of one seed takes the str
 deviation of a seed of another size, drawn at random.
 
 Where no size has two seeds, residuals of the fit are drawn instead, stretched by
-√(n / (n - P)) since a fit of P parameters makes them small; of runs with several
+√(n / (n - P)) since a fit of P parameters makes them small; of G runs with several
 checkpoints, the residuals of each run are multiplied by one random number with mean 0
-and variance 1 (Webb's six points, made for few clusters).
+and variance 1 (Webb's six points, made for few clusters), and n is G and P the number
+of parameters that only the difference between runs tells.
 
-Both are stretched once more, by t_ν / z at 95 %, as intervals of `rankax.compare` are:
+All are stretched once more, by t_ν / z at 95 %, as intervals of `rankax.compare` are:
 ν degrees of freedom, Σ (S - 1) or n - P, are few, and normal quantiles of so few make
 intervals too narrow.
 """
 
 import collections
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -36,6 +37,7 @@ def replicates(
     num_parameters: int,
     num_replicates: int,
     rng: np.random.Generator,
+    num_within: int = 0,
 ) -> tuple[np.ndarray, str]:
     """Returns replicates [R, n] of the values and which of the ways made them.
 
@@ -48,6 +50,7 @@ def replicates(
         num_parameters: P.
         num_replicates: R.
         rng: source of the drawing.
+        num_within: of the parameters, how many the checkpoints of one run tell.
     """
     rows_of = _rows_of_runs(runs, checkpoints)
     runs_of: dict[Hashable, list[Hashable]] = collections.defaultdict(list)
@@ -65,19 +68,29 @@ def replicates(
     if not has_seeds and all(len(rows) == 1 for rows in rows_of.values()):
         return _of_residuals(values, fitted, num_parameters, num_replicates, rng)
     result = np.tile(values, (num_replicates, 1))
+    stretch = _stretch(len(rows_of), num_parameters - num_within)
     for size, of_size in runs_of.items():
         own = deviations[size]
         rows = [rows_of[run] for run in of_size]
         if own is not None:
             _draw_seeds(result, values, own, rows, rng)
         else:
-            _draw_elsewhere(result, fitted, values, deviations, rows, rng)
+            residuals = stretch * (values - fitted)
+            _draw_elsewhere(
+                result, values, fitted, residuals, deviations.values(), rows, rng
+            )
     return result, "seeds within sizes" if has_seeds else "residuals of runs"
 
 
 def _student(freedom: int) -> float:
     """How much longer a quantile of Student's t is than one of the normal."""
     return float(stats.t.ppf(0.95, freedom) / stats.norm.ppf(0.95))
+
+
+def _stretch(count: int, num_parameters: int) -> float:
+    """What makes residuals as large as errors, and their quantiles those of t."""
+    freedom = max(count - num_parameters, 1)
+    return float(np.sqrt(count / freedom)) * _student(freedom)
 
 
 def _rows_of_runs(
@@ -132,24 +145,24 @@ def _draw_seeds(
 
 def _draw_elsewhere(
     result: np.ndarray,
-    fitted: np.ndarray,
     values: np.ndarray,
-    deviations: dict[Hashable, np.ndarray | None],
+    fitted: np.ndarray,
+    residuals: np.ndarray,
+    deviations: Iterable[np.ndarray | None],
     rows: Sequence[np.ndarray],
     rng: np.random.Generator,
 ) -> None:
     """Fills in runs of a size that has no deviations of its own."""
+    known = [d for d in deviations if d is not None]
     for of_run in rows:
-        pool = [d for d in deviations.values() if d is not None]
-        pool = [d for d in pool if d.shape[1] == len(of_run)]
+        pool = [d for d in known if d.shape[1] == len(of_run)]
         if pool:
             table = np.concatenate(pool)
             drawn = table[rng.integers(len(table), size=len(result))]
             result[:, of_run] = values[of_run] + drawn
         else:
             factor = rng.choice(_WEBB, size=(len(result), 1))
-            residual = values[of_run] - fitted[of_run]
-            result[:, of_run] = fitted[of_run] + factor * residual
+            result[:, of_run] = fitted[of_run] + factor * residuals[of_run]
 
 
 def _of_residuals(
@@ -162,7 +175,6 @@ def _of_residuals(
     count = len(values)
     residuals = values - fitted
     residuals = residuals - residuals.mean()
-    freedom = max(count - num_parameters, 1)
-    residuals = residuals * np.sqrt(count / freedom) * _student(freedom)
+    residuals = residuals * _stretch(count, num_parameters)
     drawn = rng.integers(count, size=(num_replicates, count))
     return fitted + residuals[drawn], "residuals"

@@ -214,6 +214,7 @@ def fit(
             num_parameters=form.num_fitted,
             num_replicates=num_replicates,
             rng=np.random.default_rng(seed),
+            num_within=form.num_within,
         )
     if form.is_log:
         # A drawn gain may fall below 0, which has no logarithm.

@@ -50,6 +50,7 @@ class Form(Protocol):
         parameters: names of what is reported.
         num_fitted: P, the number of fitted parameters.
         num_axes: K.
+        num_within: of the parameters, how many one run's checkpoints tell.
         is_log: whether `value` is the logarithm of the metric, or the metric itself.
     """
 
@@ -61,6 +62,8 @@ class Form(Protocol):
     def num_fitted(self) -> int: ...
     @property
     def num_axes(self) -> int: ...
+    @property
+    def num_within(self) -> int: ...
     @property
     def is_log(self) -> bool: ...
 
@@ -98,6 +101,7 @@ class PowerConst:
     parameters: tuple[str, ...] = ("E", "A", "alpha")
     num_fitted: int = 3
     num_axes: int = 1
+    num_within: int = 0
     is_log: bool = True
 
     def scales(self, x: np.ndarray) -> np.ndarray:
@@ -146,6 +150,7 @@ class Chinchilla:
     parameters: tuple[str, ...] = ("E", "A", "B", "alpha", "beta", "allocation")
     num_fitted: int = 5
     num_axes: int = 2
+    num_within: int = 2
     is_log: bool = True
 
     def scales(self, x: np.ndarray) -> np.ndarray:
@@ -200,6 +205,7 @@ class Repeat:
     parameters: tuple[str, ...] = ("E", "A", "B", "alpha", "beta", "repeats")
     num_fitted: int = 6
     num_axes: int = 3
+    num_within: int = 3
     is_log: bool = True
 
     def scales(self, x: np.ndarray) -> np.ndarray:
@@ -243,6 +249,7 @@ class GainPower:
     parameters: tuple[str, ...] = ("c", "gamma")
     num_fitted: int = 2
     num_axes: int = 1
+    num_within: int = 0
     is_log: bool = True
 
     def scales(self, x: np.ndarray) -> np.ndarray:
@@ -275,6 +282,7 @@ class LogLinear:
     parameters: tuple[str, ...] = ("a", "b")
     num_fitted: int = 2
     num_axes: int = 1
+    num_within: int = 0
     is_log: bool = False
 
     def scales(self, x: np.ndarray) -> np.ndarray:

@@ -260,6 +260,32 @@ def test_interval_of_alpha_covers_the_truth_as_often_as_it_says(sizes, sigma, se
     assert 0.80 <= covered / 200 <= 0.97
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_of_a_joint_law_cover_the_truth(seeds):
+    """Noise is mostly that of a run, the same at all its checkpoints."""
+    sizes, data = np.geomspace(1e6, 3e8, 6), np.geomspace(1e7, 3e9, 6)
+    n, _, d = (v.ravel() for v in np.meshgrid(sizes, range(seeds), data, indexing="ij"))
+    run = np.arange(6 * seeds).repeat(6)
+    covered = {"alpha": 0, "beta": 0}
+    for trial in range(60):
+        rng = np.random.default_rng(trial)
+        noise = 5e-5 * rng.standard_normal(6 * seeds).repeat(6)
+        noise += 1e-5 * rng.standard_normal(len(n))
+        y = _power(n) + 0.02 * (d / 1e7) ** -0.25 + noise
+        points = curve.Points(
+            x=np.stack([n, d], 1),
+            y=y,
+            sizes=n.tolist(),
+            runs=run.tolist(),
+            checkpoints=d.tolist(),
+        )
+        found = _fit(forms.CHINCHILLA, points, 5e-5, 100, seed=trial).parameters()
+        for name, truth in (("alpha", ALPHA), ("beta", 0.25)):
+            covered[name] += found[name].p5 <= truth <= found[name].p95
+    assert min(covered.values()) / 60 >= 0.75
+
+
 # ---------------------------------------------------------------- what is refused
 
 

@@ -261,6 +261,22 @@ def test_unequal_noise_weighs_points_and_equal_noise_does_not():
     assert abs(equal.value - 0.12) > 2 * abs(alpha - 0.12)
 
 
+@pytest.mark.slow
+def test_held_out_interval_holds_what_is_measured_nine_times_in_ten():
+    inside = []
+    for trial in range(60):
+        rows = synthetic.rows(
+            synthetic.Law(), sizes=made_up_study.SIZES, held_out=1, seed=trial
+        )
+        rows = [r for r in rows if not (r["held_out"] and r["seed"])]  # one seed there
+        options = fit.Options(num_replicates=100, seed=trial)
+        fits = fit.fit_study(rows, metrics=["logloss"], options=options)
+        first = fits["fits"][0]["held_out"][0]
+        assert first["size_name"] == "s5" and first["seeds"] == 1
+        inside.append(first["power_const"]["inside"])
+    assert 0.78 <= np.mean(inside) <= 0.98
+
+
 def test_command_refuses_what_it_does_not_know(tmp_path, capsys):
     for arguments, message in (
         ([str(tmp_path)], "no runs.jsonl"),

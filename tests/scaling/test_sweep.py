@@ -21,7 +21,7 @@ from rankax.data import collisions, synthetic
 from rankax.train import train
 from rankax.training.progress import NonFiniteError
 from rankax.training.run_folder import hash_of
-from scaling import collect, ladders, rates, study, sweep
+from scaling import collect, fit, ladders, plot, rates, report, spend, study, sweep
 from scaling.runs import COLUMNS, LadderGroup
 
 EXPERIMENT = """
@@ -413,3 +413,39 @@ def test_a_killed_sweep_of_processes_resumes_to_the_same_rows(tmp_path):
     finals = [row for row in rows_of(folder) if row["final"]]
     assert len(finals) == 4
     assert without_times(rows_of(folder)) == without_times(rows_of(other))
+
+
+def test_the_commands_of_the_page_lead_from_ladders_to_a_report(
+    tmp_path, started, capsys
+):
+    _, folder = make(tmp_path / "toy")
+    name = f"{folder}/"
+    page = (drivers.ROOT / "docs/scaling.md").read_text()
+    sweep.main([name, f"--runs={tmp_path / 'runs'}", "--allow=git_sha"])
+    for module, arguments in (
+        (ladders, [name]),
+        (collect, [name, "--allow=git_sha"]),
+        (fit, [str(folder), "--replicates=20"]),
+        (spend, [name, "--replicates=20"]),
+        (plot, [str(folder)]),
+        (report, [str(folder)]),
+    ):
+        assert f"python -m {module.__name__} " in page
+        module.main(arguments)
+    fits = json.loads((folder / "fits.json").read_text())
+    (line,) = [x for x in fits["fits"] if x["id"] == "dnn/width/logloss/n_dense_active"]
+    finals = [row for row in rows_of(folder) if row["final"]]
+    assert line["num_sizes"] + len({x["size_name"] for x in line["held_out"]}) == 2
+    entries = json.loads((folder / "spend.json").read_text())
+    assert {entry["axis"] for entry in entries} >= {"dnn-width"}
+    text = (folder / "report.md").read_text()
+    assert (
+        f"{np.mean([r['logloss'] for r in finals if r['size_name'] == 'h8']):.5f}"[:5]
+        in text
+    )
+    assert "h8 to h16" in text
+    assert (folder / "report.html").stat().st_size > 10_000
+    for picture in (folder / "figures").glob("*.png"):
+        assert picture.with_suffix(".svg").exists()
+        assert picture.with_suffix(".csv").exists()
+    assert (folder / "figures/loss_vs_params.png").exists()

@@ -17,8 +17,8 @@ def check_label(value: str, option: str, *, max_length: int = LABEL_LENGTH) -> s
         r"[a-z]([a-z0-9-]*[a-z0-9])?", value, flags=re.ASCII
     ):
         return value
-    near = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-0123456789")
-    near = near[:max_length].strip("-") or "run"
+    near = re.sub(r"[^a-z0-9]+", "-", value.lower()).lstrip("-0123456789")
+    near = near[:max_length].rstrip("-") or "run"
     raise ConfigError(
         f"{option}={value!r} must be lower-case letters, digits and '-', start with a "
         f"letter, end with a letter or digit, and have {max_length} characters at most "

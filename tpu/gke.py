@@ -142,9 +142,8 @@ def render(
         annotations = {_EXCLUSIVE: "cloud.google.com/gke-nodepool"}
         manifest["metadata"]["annotations"] = annotations
     about = [
-        f"{name}: {slice.topology}, {hosts} of {slice.machine_type}. Needs JobSet 0.8 or",
-        "newer. kubectl apply -f FILE starts or resumes it; kubectl delete -f FILE ends",
-        "it, which saves first.",
+        f"{name}: {slice.topology}, {hosts} of {slice.machine_type}. kubectl apply -f",
+        "FILE starts or resumes it; kubectl delete -f FILE ends it, which saves first.",
         f"Time for a save: {program.why_grace(hosts)}.",
         *_remarks(cluster, slice),
     ]
@@ -207,8 +206,8 @@ def render_array(
         },
     }
     about = [
-        f"{name}: {len(commands)} runs, one for each index, on {slice.topology}. Applied",
-        "again after a delete, finished runs end at once and others go on.",
+        f"{name}: {len(commands)} runs, one for each index, on {slice.topology}.",
+        "Applied again after a delete, finished runs end at once and others go on.",
         *_remarks(cluster, slice),
     ]
     return _text(about, manifest)

@@ -54,9 +54,9 @@ class Program:
         if not self.checkpoint_bytes:
             return "the size of a checkpoint is not known here"
         return (
-            f"a checkpoint has {self.checkpoint_bytes / 1e9:.3g} GB, written by "
-            f"{num_hosts} machine{'s' * (num_hosts > 1)} at "
-            f"{SAVED_BYTES_PER_SECOND / 1e9:g} GB/s each"
+            f"a checkpoint has {self.checkpoint_bytes / 1e9:,.3f} GB, saved at "
+            f"{SAVED_BYTES_PER_SECOND / 1e9:g} GB/s by each of {num_hosts} "
+            f"machine{'s' * (num_hosts > 1)}"
         )
 
 

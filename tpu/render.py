@@ -148,8 +148,7 @@ def _check_route(route: str, where: Slice) -> None:
     if not fits[route]:
         others = [name for name, is_fit in fits.items() if is_fit]
         raise ConfigError(
-            f"--topology={where.topology} is not for {route}; "
-            f"use {' or '.join(others)}"
+            f"--topology={where.topology} is not for {route}; use {' or '.join(others)}"
         )
 
 
@@ -282,7 +281,8 @@ def _add_common(parser: argparse.ArgumentParser, *, is_list: bool) -> None:
     parser.add_argument("--out", help="file to write; default: print it")
     if is_list:
         parser.add_argument(
-            "--commands", help="file of commands, a task of each line; - = standard input"
+            "--commands",
+            help="file of commands, a task for each line; - = stdin",
         )
         parser.add_argument(
             "--at_once", type=int, help="with --commands: tasks that run together"

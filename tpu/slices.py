@@ -1,12 +1,12 @@
 """What a topology such as v5p:4x4x4 or h100:16 is made of: chips, machines, names.
 
-One table for all routes. Sources, read as of 2026-11:
+One table for all routes, from Google Cloud's pages:
 
-- TPU machine types, node labels and shapes: Google Kubernetes Engine, "Plan TPUs in
-  GKE" (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus); names of TPU VMs and
-  their software: Cloud TPU, "TPU versions" and "TPU software versions"
-  (cloud.google.com/tpu/docs/v5p, v5e, v6e, runtimes).
-- GPU machine types and node labels: Google Kubernetes Engine, "About GPUs in GKE"
+- TPU machine types, node labels and shapes: "Plan TPUs in GKE"
+  (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus);
+- names of TPU VMs and of their software: "TPU versions", "TPU software versions"
+  (cloud.google.com/tpu/docs/v5p, v5e, v6e, runtimes);
+- GPU machine types and node labels: "About GPUs in GKE"
   (cloud.google.com/kubernetes-engine/docs/concepts/gpus).
 """
 
@@ -88,16 +88,17 @@ def parse(topology: str) -> Slice:
         )
     if kind == "cpu":
         number = int(size)
-        return Slice(
-            topology=topology, kind=kind, num_chips=number, num_devices=number
-        )
+        return Slice(topology=topology, kind=kind, num_chips=number, num_devices=number)
     return _gpu(topology, kind, int(size))
 
 
 # ---------------------------------------------------------------- TPUs
 
 _TPU_RESOURCE = "google.com/tpu"
-_TPU_LABELS = ("cloud.google.com/gke-tpu-accelerator", "cloud.google.com/gke-tpu-topology")
+_TPU_LABELS = (
+    "cloud.google.com/gke-tpu-accelerator",
+    "cloud.google.com/gke-tpu-topology",
+)
 _CHIPS_PER_HOST = 4  # of every slice of several machines
 
 

@@ -149,12 +149,10 @@ def render_array(
     options |= _shape(slice, cluster, 1)
     options |= {"output": cluster.output or f"{name}-%A-%a.out"}
     about = (
-        f"{name}: {len(commands)} runs, one for each task. Submit it from the checkout:",
-        "sbatch FILE. Submitted again, finished runs end at once and others go on.",
+        f"{name}: {len(commands)} runs, one for each task. Submit it from the",
+        "checkout: sbatch FILE. Again, finished runs end at once and others go on.",
     )
-    cases = [
-        f"  {index}) {_run(words)} ;;" for index, words in enumerate(commands)
-    ]
+    cases = [f"  {index}) {_run(words)} ;;" for index, words in enumerate(commands)]
     body = "\n".join(['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"])
     return _script(
         about, options, cluster=cluster, grace_seconds=grace_seconds, body=body

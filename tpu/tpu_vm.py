@@ -82,7 +82,7 @@ def render(
     _check_workdir(program.workdir, slice, project)
     hosts = slice.num_hosts
     about = [
-        f"{name}: {slice.topology}, {slice.tpu_vm} of {hosts} machine{'s' * (hosts > 1)}.",
+        f"{name}: {slice.topology}, {slice.tpu_vm}, machines: {hosts}.",
         "Start it in the checkout: bash FILE create, then install, run, log, delete;",
         "bash FILE resume brings back what was taken away, and goes on.",
         f"A stop leaves {grace_seconds} s for a save: {program.why_grace(hosts)}.",
@@ -145,7 +145,8 @@ def _install(program: Program, project: Project) -> str:
             f'sudo chown "$(id -un)" {path}',
         ]
     lines += [
-        f"rm -rf {_FOLDER} && mkdir {_FOLDER} && tar -xzf {_FOLDER}.tar.gz -C {_FOLDER}",
+        f"rm -rf {_FOLDER} && mkdir {_FOLDER}",
+        f"tar -xzf {_FOLDER}.tar.gz -C {_FOLDER}",
         "python3 -m pip install --quiet --user uv",
         f"cd {_FOLDER}",
         f"~/.local/bin/uv venv --quiet --python {project.python}",

@@ -146,7 +146,9 @@ def test_a_batch_script_trains_saves_on_its_signal_and_goes_on_when_queued_again
     slurm.signal(first, signal.SIGTERM)
     assert first.wait(TIMEOUT_SECONDS) == 128 + signal.SIGTERM, slurm.log.read_text()
     assert slurm.requeued.read_text() == f"requeue {slurm.job}\n"
-    stopped = re.search(r"stopped by SIGTERM after step ([\d,]+)", slurm.log.read_text())
+    stopped = re.search(
+        r"stopped by SIGTERM after step ([\d,]+)", slurm.log.read_text()
+    )
     step = int(stopped[1].replace(",", ""))
     assert 20 <= step < NUM_STEPS
     assert not (folder / "result.json").exists()

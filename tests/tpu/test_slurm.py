@@ -166,7 +166,10 @@ def test_a_time_limit_is_what_sbatch_takes_it_for(time, seconds):
     [
         ({"workdir": "gs://b/ctr"}, "16 processes cannot save to a store"),
         ({"topology": "v5p:2x2x1"}, "is not for slurm; use tpu-vm or gke"),
-        ({"topology": "h100:16", "gpus_per_node": 6}, "cannot be split into nodes of 6"),
+        (
+            {"topology": "h100:16", "gpus_per_node": 6},
+            "cannot be split into nodes of 6",
+        ),
         ({"time": "1 day"}, "for example 24:00:00"),
         ({"time": "00:03:00"}, "--time=00:03:00 leaves too little"),
         ({"grace_seconds": 70_000, "time": "9-0"}, "sbatch --signal takes 1 to 65535"),

@@ -182,9 +182,7 @@ def test_every_machine_mounts_the_share_and_installs_the_checkout():
 def test_resume_makes_what_is_not_there_and_goes_on(machine, tmp_path, state, expected):
     script = one_run()
     # The machines here have nothing to install.
-    script = re.sub(
-        r"(?<=END_OF_INSTALL'\n).*?(?=\nEND)", "true", script, flags=re.S
-    )
+    script = re.sub(r"(?<=END_OF_INSTALL'\n).*?(?=\nEND)", "true", script, flags=re.S)
     if state:
         (tmp_path / "state").write_text(state + "\n")
     done = machine(script, "resume")

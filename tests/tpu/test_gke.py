@@ -83,7 +83,7 @@ def test_the_schemas_refuse_what_is_not_in_them():
         with pytest.raises(AssertionError):
             check_jobset(wrong)
     wrong = copy.deepcopy(manifest)
-    container_of(wrong)["comand"] = ["python"]
+    container_of(wrong)["program"] = ["python"]
     with pytest.raises(kubernetes_validate.ValidationError):
         check_job(wrong["spec"]["replicatedJobs"][0]["template"]["spec"])
 

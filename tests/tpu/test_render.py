@@ -1,7 +1,6 @@
 """The command line of tpu.render."""
 
 import io
-import subprocess
 import sys
 
 from absl import flags
@@ -108,14 +107,11 @@ def test_mistakes_end_with_one_line_of_advice(arguments, message):
     assert message in str(end.value.code)
 
 
-def test_help_tells_the_options_of_each_route():
-    done = subprocess.run(
-        [sys.executable, "-m", "tpu.render", "gke", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    said = " ".join(done.stdout.split())
+def test_help_tells_the_options_of_each_route(capsys):
+    with pytest.raises(SystemExit) as end:
+        render.main(["gke", "--help"])
+    assert end.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
     for text in (
         "--mount_path",
         "of the container, with rankax",

@@ -19,6 +19,7 @@ from tpu.slices import Slice
 
 STOPPED = 143  # 128 + SIGTERM: what rankax.main ends with after a save
 COORDINATOR_PORT = 8476
+START_SECONDS = 1_200  # from the first pod's start to the last's: nodes, images
 # Spot machines go 30 s after they are told so, and half of that is for the system.
 SPOT_SECONDS = 15
 MAX_NAME = 40  # what is added to it must fit a label too
@@ -231,9 +232,11 @@ def _coordinator(name: str, slice: Slice) -> list[str]:
     """
     if slice.num_hosts == 1:
         return []
+    waiting = f"--start_timeout_seconds={START_SECONDS}"
     if slice.is_tpu:
-        return ["--coordinator=auto"]
+        return ["--coordinator=auto", waiting]
     return [
+        waiting,
         f"--coordinator={name}-{_JOB}-0-0.{name}:{COORDINATOR_PORT}",
         f"--num_processes={slice.num_hosts}",
         "--process_index=$(PROCESS_INDEX)",

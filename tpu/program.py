@@ -1,15 +1,16 @@
 """The command of one run, checked before any machine is paid for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import math
 import re
+from typing import Any
 
 from absl import flags
 import jax
 from ml_collections import config_flags
 
-from rankax.config.base import ConfigError
+from rankax.config.base import ConfigError, suggest
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.errors import DataError
 from rankax.parallel import mesh as meshes
@@ -106,16 +107,11 @@ def load(config: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
                 f"unknown argument {override!r}; options of the configuration are "
                 "--config.SECTION.OPTION=VALUE"
             )
-    argv = ["render", f"--config={config}", *overrides]
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=argv
-    )
     try:
-        values(argv)
-        loaded = holder.value
-        _ = getattr(loaded, "validate", None)
-    except (OSError, KeyError, AttributeError, flags.Error) as error:
+        loaded = _parse(config, overrides)
+    except (KeyError, AttributeError) as error:
+        raise ConfigError(_advice(error, config, overrides)) from error
+    except (OSError, flags.Error) as error:
         raise ConfigError(f"--config={config}: {error}") from error
     if not isinstance(loaded, ExperimentConfig):
         raise ConfigError(
@@ -124,6 +120,34 @@ def load(config: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
         )
     loaded.validate()
     return loaded
+
+
+def _parse(config: str, overrides: Sequence[str]) -> Any:
+    argv = ["render", f"--config={config}", *overrides]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=argv
+    )
+    values(argv)
+    _ = getattr(holder.value, "validate", None)  # a file that cannot be read says so
+    return holder.value
+
+
+def _advice(error: Exception, config: str, overrides: Sequence[str]) -> str:
+    """Finds which --config.x.y does not exist and the closest one that does."""
+    known = list(_options(_parse(config, ())))
+    for override in overrides:
+        option = override.removeprefix("--config.").partition("=")[0]
+        if option not in known and "[" not in option:
+            return f"--config.{option}: no such option; {suggest(option, known)}"
+    return f"--config={config}: {error}"
+
+
+def _options(config: Any, prefix: str = "") -> Iterator[str]:
+    for name, value in config.options():
+        yield prefix + name
+        if hasattr(value, "options"):
+            yield from _options(value, f"{prefix}{name}.")
 
 
 def _check_fits(config: ExperimentConfig, *, slice: Slice, num_processes: int) -> None:

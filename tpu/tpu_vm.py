@@ -109,6 +109,7 @@ def render(
         "folder": _FOLDER,
         "unit": _UNIT,
     }
+    # Not string.Template, whose $ is the shell's.
     return re.sub(r"@(\w+)@", lambda match: parts[match[1]], _SCRIPT)
 
 

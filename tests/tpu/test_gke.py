@@ -106,6 +106,7 @@ def test_a_tpu_slice_gets_a_pod_for_each_machine_with_all_its_chips():
         f"--config={QUICKSTART}",
         "--workdir=/shared/ctr",
         "--coordinator=auto",
+        "--start_timeout_seconds=1200",
     ]
 
 
@@ -115,7 +116,8 @@ def test_gpus_of_several_machines_know_the_first_by_its_name_in_the_jobset():
     # <jobSet>-<replicatedJob>-<job index>-<pod index>.<subdomain>, says JobSet.
     host = f"{manifest['metadata']['name']}-{job['name']}-0-0"
     container = container_of(manifest)
-    assert container["command"][-3:] == [
+    assert container["command"][-4:] == [
+        "--start_timeout_seconds=1200",
         f"--coordinator={host}.{manifest['metadata']['name']}:8476",
         "--num_processes=2",
         "--process_index=$(PROCESS_INDEX)",

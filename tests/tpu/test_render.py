@@ -94,7 +94,11 @@ def test_a_list_is_read_from_a_file_or_standard_input(tmp_path, capsys, monkeypa
         ([*RUN, "--commands=x"], "--config and --commands: give one of them"),
         ([*RUN, "--at_once=3"], "--at_once is for --commands"),
         ([*RUN, "--image=x"], "unknown argument '--image=x'"),
-        ([*RUN, "--config.train.batchsize=3"], "batchsize"),
+        (
+            [*RUN, "--config.train.seed=1", "--config.train.batchsize=3"],
+            "--config.train.batchsize: no such option; did you mean 'train.batch_size'?",
+        ),
+        ([*RUN, "--config.train.seed=x"], "invalid literal for int"),
         ([*SLURM, "--commands=missing"], "--commands=missing: "),
         ([*SLURM, "--commands=missing", "--x=1"], "unknown argument '--x=1'"),
         ([*RUN, "--topology=v5e:2x2"], "is not for slurm"),

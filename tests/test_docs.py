@@ -15,13 +15,16 @@ from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
+import kubernetes_validate
 from made_up import shop
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks import contestants
 from benchmarks import embedding as benchmark
 from experiments import quickstart
+from rankax.config.base import ConfigError
 from rankax.config.experiment import (
     ROW_DTYPES,
     ROW_OPTIMIZERS,
@@ -36,6 +39,7 @@ from rankax.embeddings.engine import TableEngine
 from rankax.models import backbones, base  # noqa: F401
 from rankax.optim.dense import NETWORK, TABLES, dense_optimizer
 from rankax.parallel import mesh as meshes
+from tpu import gke, program, render, slices, slurm, tpu_vm
 
 ROOT = pathlib.Path(__file__).parents[1]
 EMBEDDINGS = (ROOT / "docs/embeddings.md").read_text()
@@ -67,7 +71,7 @@ def run(command: str, folder: pathlib.Path) -> str:
     assigned = [word for word in words if re.match(r"[A-Z_]+=", word)]
     program, *arguments = words[len(assigned) :]
     assert program == "python"
-    for name in ("rankax", "experiments", "data_pipelines"):
+    for name in ("rankax", "experiments", "data_pipelines", "tpu"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     done = subprocess.run(
@@ -367,3 +371,95 @@ def test_benchmark_of_the_page_is_a_command():
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", benchmark.__name__]
     assert benchmark.parse_arguments(words[3:]).json.name == "embedding.json"
+
+
+# ---------------------------------------------------------------- launch.md
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder that looks like a checkout, with the files of the page."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    for name in ("claim.yaml", "commands.txt"):
+        text = block("launch.md", f"<!-- file: {name} -->")
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def render_here(name: str) -> str:
+    """Runs a command of the page, in this process; returns the file that it writes."""
+    words = shlex.split(block("launch.md", f"<!-- command: {name} -->"))
+    assert words[:3] == ["python", "-m", render.__name__]
+    (out,) = [word for word in words if word.startswith("--out=")]
+    render.main(words[3:])
+    return pathlib.Path(out.removeprefix("--out=")).read_text()
+
+
+def test_commands_of_the_page_write_what_it_says(checkout):
+    files = {
+        name: render_here(name)
+        for name in ("tpu-vm", "gke", "gke-gpu", "slurm", "list", "list-gke")
+    }
+    assert files["slurm"] == block("launch.md", "<!-- output: slurm -->")
+    kinds = {
+        name: yaml.safe_load(files[name])["kind"]
+        for name in ("gke", "gke-gpu", "list-gke")
+    }
+    assert kinds == {"gke": "JobSet", "gke-gpu": "JobSet", "list-gke": "Job"}
+    page = (ROOT / "docs/launch.md").read_text()
+    for action in re.findall(r"^bash ctr.sh (\w+)", page, flags=re.M):
+        assert f"\n{action}() {{" in files["tpu-vm"]
+    commands = (checkout / "commands.txt").read_text().splitlines()
+    assert len(commands) == 2
+    for name in ("list", "list-gke"):
+        assert all(command in files[name] for command in commands)
+    call = re.search(r"`tpu\.render\.array\((.*)\)`", page)
+    assert call
+    from_python = eval(
+        f"render.array({call[1]})", {"render": render}, {"commands": commands}
+    )
+    assert from_python == files["list"]
+
+
+def test_names_and_numbers_of_the_page_are_those_of_the_code():
+    page = (ROOT / "docs/launch.md").read_text()
+    first = page.split("**What has been tried.**")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", first, flags=re.M) == list(render.ROUTES)
+    for topology in re.findall(r"`((?:v\d\w|tpu7x|h100):[\dx]+)`", page):
+        slices.parse(topology)
+    (listed,) = re.findall(
+        r"number of GPUs \(([^)]*): `h100:16`", " ".join(page.split())
+    )
+    gpus = [kind for kind in slices.KINDS if kind != "cpu" and is_gpu(kind)]
+    assert re.findall(r"`([\w-]+)`", listed) == gpus
+    assert f"exit status {slurm.STOPPED} " in " ".join(page.split())
+    assert f"a TPU VM ends after {tpu_vm.SPOT_SECONDS} s" in page
+    assert f"a pod on GKE after {gke.SPOT_SECONDS} s" in page
+    rate = program.SAVED_BYTES_PER_SECOND / 1e9
+    flat = " ".join(page.split())
+    assert f"at {rate:g} GB/s for each machine" in flat
+    assert f"and {program.SECONDS_BESIDE_A_SAVE} s; at least" in flat
+    assert (
+        f"at least {program.MIN_GRACE_SECONDS} s, and {program.UNKNOWN_GRACE_SECONDS} s"
+        in flat
+    )
+    for name in re.findall(r"`(tpu/test_\w+\.py)`", page):
+        assert (ROOT / "tests" / name).exists()
+
+
+def is_gpu(kind: str) -> bool:
+    """Whether a number of them is a topology."""
+    try:
+        return slices.parse(f"{kind}:8").is_gpu
+    except ConfigError:
+        return False
+
+
+def test_claim_of_the_page_is_one_that_kubernetes_takes(checkout):
+    claim = yaml.safe_load((checkout / "claim.yaml").read_text())
+    kubernetes_validate.validate(claim, "1.33", strict=True)
+    assert (
+        f"--volume=claim:{claim['metadata']['name']} "
+        in (ROOT / "docs/launch.md").read_text()
+    )

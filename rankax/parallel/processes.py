@@ -11,7 +11,7 @@ JAX connects the processes and carries what they compute. What is added here:
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import json
 import os
@@ -96,9 +96,15 @@ def start(
         )
         jax.devices()  # the processes exchange what they have
     except (RuntimeError, ValueError, OSError) as error:
+        todo = "check address and port"
+        if is_auto:
+            todo = (
+                "auto works on Cloud TPU, in a step of Slurm (start it by srun), under "
+                "Open MPI's mpirun, and in a Kubernetes Job with rights to read it; "
+                "elsewhere give HOST:PORT, --num_processes and --process_index"
+            )
         raise ConfigError(
-            f"--coordinator={coordinator}: no connection ({error!s:.500}); check "
-            "address and port"
+            f"--coordinator={coordinator}: no connection ({error!s:.500}); {todo}"
         ) from error
     finally:
         timer.cancel()
@@ -196,12 +202,12 @@ class Lifeline:
         if self._index == 0:
             server = socket.create_server(("", 0), backlog=self._count)
         own = server.getsockname()[1] if server else 0
-        host_0, port, token = broadcast([socket.gethostname(), own, token])
+        hosts, port, token = broadcast([_own_names(), own, token])
         if server is not None:
             self._accept(server, token)
         else:
             with contextlib.suppress(OSError):
-                self._connect((host or host_0, port), token)
+                self._connect([host] if host else hosts, port, token)
         found = broadcast(len(self._peers))
         if self._index == 0 and found < self._count - 1:
             print(
@@ -229,8 +235,8 @@ class Lifeline:
                 else:
                     peer.close()
 
-    def _connect(self, address: tuple[str, int], token: str) -> None:
-        peer = socket.create_connection(address, timeout=_CONNECT_SECONDS)
+    def _connect(self, hosts: Sequence[str], port: int, token: str) -> None:
+        peer = _reach(hosts, port)
         peer.sendall(f"{token} {self._index}\n".encode())
         peer.settimeout(None)
         self._peers[0] = peer
@@ -272,6 +278,32 @@ class Lifeline:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
+
+
+def _own_names() -> list[str]:
+    """Returns what others may know this machine by.
+
+    In a pod of Kubernetes the others cannot resolve its short name; the address that it
+    has itself for that name they can reach. On some machines that is one of the
+    loopback, so the name comes first.
+    """
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):
+        return [name, socket.gethostbyname(name)]
+    return [name]
+
+
+def _reach(hosts: Sequence[str], port: int) -> socket.socket:
+    """Connects to the first host that answers.
+
+    Raises:
+        OSError: none does.
+    """
+    timeout = _CONNECT_SECONDS / len(hosts)
+    for host in hosts[:-1]:
+        with contextlib.suppress(OSError):
+            return socket.create_connection((host, port), timeout=timeout)
+    return socket.create_connection((hosts[-1], port), timeout=timeout)
 
 
 def _leave(message: str) -> None:

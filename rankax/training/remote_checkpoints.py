@@ -45,8 +45,8 @@ class RemoteCheckpoints:
         if jax.process_count() > 1:
             raise ConfigError(
                 f"{folder}: a run of {jax.process_count()} processes cannot save to a "
-                "store, because they write a checkpoint together; mount the bucket, "
-                "or choose a folder on a disk that all of them share"
+                "store, because they write a checkpoint together; choose a folder on a "
+                "file system that all of them mount, such as NFS"
             )
         self._folder = folder
         self._store, self._root = stores.filesystem(folder)

@@ -160,6 +160,44 @@ def test_a_process_without_the_others_says_whom_it_waits_for(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_auto_where_there_is_no_cluster_says_where_it_works(tmp_path):
+    command = [
+        *(sys.executable, "-m", "rankax.main", "--coordinator=auto"),
+        *("--config=experiments/quickstart.py:lr", f"--workdir={tmp_path / 'run'}"),
+    ]
+    own = {
+        name: value
+        for name, value in environment(1).items()
+        if not name.startswith(("SLURM_", "OMPI_", "KUBERNETES_", "TPU_"))
+    }
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "ConfigError: --coordinator=auto: no connection" in done.stderr
+    assert "in a step of Slurm (start it by srun)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_process_0_is_reached_by_its_address_where_its_name_is_unknown(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "pod-0")
+    monkeypatch.setattr(socket, "gethostbyname", {"pod-0": "127.0.0.1"}.__getitem__)
+    names = processes._own_names()
+    assert names == ["pod-0", "127.0.0.1"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        # RFC 6761: no resolver knows a name under .invalid.
+        peer = processes._reach(["pod-0.invalid", *names[1:]], port)
+        with peer, server.accept()[0] as accepted:
+            assert accepted.getpeername() == peer.getsockname()
+    with pytest.raises(OSError):
+        processes._reach(["pod-0.invalid"], port)
+
+    def unknown(name):
+        raise socket.gaierror(name)
+
+    monkeypatch.setattr(socket, "gethostbyname", unknown)
+    assert processes._own_names() == ["pod-0"]
+
+
 @pytest.mark.parametrize(
     ("coordinator", "count", "index", "message"),
     [

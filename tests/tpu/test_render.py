@@ -1,0 +1,126 @@
+"""The command line of tpu.render."""
+
+import io
+import sys
+
+from absl import flags
+import pytest
+import yaml
+
+from rankax import main as program_main  # noqa: F401  defines the flags of a run
+from rankax.config.experiment import ParquetConfig
+from tpu import program, render
+
+QUICKSTART = "experiments/quickstart.py:lr"
+SLURM = ["slurm", "--name=ctr", "--topology=cpu:2"]
+RUN = [*SLURM, f"--config={QUICKSTART}", "--workdir=runs/ctr"]
+
+
+def test_a_run_is_printed_or_written_with_its_overrides(tmp_path, capsys):
+    override = "--config.train.batch_size=4096"
+    render.main([*RUN, override])
+    said = capsys.readouterr().out
+    assert f"{override} --coordinator=auto\n" in said
+    render.main([*RUN, override, f"--out={tmp_path}/job.sh"])
+    assert (tmp_path / "job.sh").read_text() == said
+    assert not capsys.readouterr().out
+
+
+def test_the_command_is_one_that_the_program_takes():
+    own = program.program(
+        QUICKSTART,
+        workdir="gs://bucket/ctr",
+        overrides=["--config.train.seed=3"],
+        slice=render.slices.parse("v5e:2x2"),
+        num_processes=1,
+    )
+    assert own.words[:3] == ("python", "-m", "rankax.main")
+    names = [word.partition("=")[0] for word in own.words[3:]]
+    assert names == ["--config", "--workdir", "--config.train.seed"]
+    assert {
+        "config",
+        "workdir",
+        "coordinator",
+        "num_processes",
+        "process_index",
+    } <= set(flags.FLAGS)
+
+
+def test_a_checkpoint_weighs_what_its_arrays_do():
+    config = program.load(QUICKSTART)
+    small = program.checkpoint_bytes(config)
+    users = config.data.source.num_users
+    config.data.source.num_users = 100 * users
+    # LR has one weight for each row, here trained by Adam, which keeps two numbers.
+    assert program.checkpoint_bytes(config) - small == 99 * users * 3 * 4
+    config.tables.replicate_below_bytes = 0
+    config.optimizer.sparse.name = "sgd"
+    by_row = program.checkpoint_bytes(config)
+    config.data.source.num_users = 1_000 * users
+    rows = config.tables.num_shards  # a table by row has whole layers of them
+    grown = program.checkpoint_bytes(config) - by_row
+    assert grown == pytest.approx(900 * users * 4, abs=2 * rows * 4)
+
+
+def test_a_checkpoint_of_data_that_is_elsewhere_is_not_weighed():
+    config = program.load(QUICKSTART)
+    config.data.source = ParquetConfig(path="missing")
+    assert program.checkpoint_bytes(config) == 0
+
+
+def test_a_list_is_read_from_a_file_or_standard_input(tmp_path, capsys, monkeypatch):
+    lines = "# a sweep\npython -m x --a=1\n\npython -m x --a=2\n"
+    (tmp_path / "commands").write_text(lines)
+    options = ["--topology=l4:1", "--name=sweep", "--at_once=1"]
+    render.main(["slurm", *options, f"--commands={tmp_path}/commands"])
+    said = capsys.readouterr().out
+    assert "#SBATCH --array=0-1%1\n" in said
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    render.main(["slurm", *options, "--commands=-"])
+    assert capsys.readouterr().out == said
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    render.main(["gke", *options, "--commands=-", "--image=image", "--spot"])
+    manifest = yaml.safe_load(capsys.readouterr().out)
+    assert (manifest["kind"], manifest["spec"]["completions"]) == ("Job", 2)
+    command = manifest["spec"]["template"]["spec"]["containers"][0]["command"][-1]
+    assert "1) exec python -m x --a=2 ;;" in command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (SLURM, "--config must be given"),
+        ([*SLURM, f"--config={QUICKSTART}"], "--workdir must be given"),
+        ([*RUN, "--commands=x"], "--config and --commands: give one of them"),
+        ([*RUN, "--at_once=3"], "--at_once is for --commands"),
+        ([*RUN, "--image=x"], "unknown argument '--image=x'"),
+        (
+            [*RUN, "--config.train.seed=1", "--config.train.batchsize=3"],
+            "--config.train.batchsize: no such option; did you mean 'train.batch_size'?",
+        ),
+        ([*RUN, "--config.train.seed=x"], "invalid literal for int"),
+        ([*SLURM, "--commands=missing"], "--commands=missing: "),
+        ([*SLURM, "--commands=missing", "--x=1"], "unknown argument '--x=1'"),
+        ([*RUN, "--topology=v5e:2x2"], "is not for slurm"),
+    ],
+)
+def test_mistakes_end_with_one_line_of_advice(arguments, message):
+    with pytest.raises(SystemExit) as end:
+        render.main(arguments)
+    assert str(end.value.code).startswith("ConfigError: ")
+    assert message in str(end.value.code)
+
+
+def test_help_tells_the_options_of_each_route(capsys):
+    with pytest.raises(SystemExit) as end:
+        render.main(["gke", "--help"])
+    assert end.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "--mount_path",
+        "of the container, with rankax",
+        "--at_once",
+        "(needed)",
+    ):
+        assert text in said
+    assert "--partition" not in said

@@ -1,0 +1,100 @@
+"""Topologies: what the tables of Google Cloud's pages say, and what is refused."""
+
+import pytest
+
+from rankax.config.base import ConfigError
+from tpu import names, slices
+
+# topology -> chips, machines, devices, machine type, node label, TPU VM: as the pages
+# named in slices.py list them.
+PUBLISHED = {
+    "v5e:1x1": (1, 1, 1, "ct5lp-hightpu-1t", "tpu-v5-lite-podslice", "v5litepod-1"),
+    "v5e:2x4": (8, 1, 8, "ct5lp-hightpu-8t", "tpu-v5-lite-podslice", "v5litepod-8"),
+    "v5e:4x4": (16, 4, 16, "ct5lp-hightpu-4t", "tpu-v5-lite-podslice", "v5litepod-16"),
+    "v6e:2x2": (4, 1, 4, "ct6e-standard-4t", "tpu-v6e-slice", "v6e-4"),
+    "v6e:16x16": (256, 64, 256, "ct6e-standard-4t", "tpu-v6e-slice", "v6e-256"),
+    "v5p:2x2x1": (4, 1, 4, "ct5p-hightpu-4t", "tpu-v5p-slice", "v5p-8"),
+    "v5p:4x4x4": (64, 16, 64, "ct5p-hightpu-4t", "tpu-v5p-slice", "v5p-128"),
+    "v5p:8x8x12": (768, 192, 768, "ct5p-hightpu-4t", "tpu-v5p-slice", "v5p-1536"),
+    "tpu7x:2x2x1": (4, 1, 8, "tpu7x-standard-4t", "tpu7x", ""),
+    "l4:2": (2, 1, 2, "g2-standard-24", "nvidia-l4", ""),
+    "a100:4": (4, 1, 4, "a2-highgpu-4g", "nvidia-tesla-a100", ""),
+    "a100-80gb:16": (16, 2, 16, "a2-ultragpu-8g", "nvidia-a100-80gb", ""),
+    "h100:8": (8, 1, 8, "a3-highgpu-8g", "nvidia-h100-80gb", ""),
+    "h100:32": (32, 4, 32, "a3-highgpu-8g", "nvidia-h100-80gb", ""),
+    "h200:8": (8, 1, 8, "a3-ultragpu-8g", "nvidia-h200-141gb", ""),
+    "b200:16": (16, 2, 16, "a4-highgpu-8g", "nvidia-b200", ""),
+    "cpu:2": (2, 1, 2, "", None, ""),
+}
+
+
+@pytest.mark.parametrize("topology", PUBLISHED)
+def test_a_topology_has_the_machines_that_google_cloud_lists(topology):
+    found = slices.parse(topology)
+    label = next(iter(found.labels.values()), None)
+    assert (
+        found.num_chips,
+        found.num_hosts,
+        found.num_devices,
+        found.machine_type,
+        label,
+        found.tpu_vm,
+    ) == PUBLISHED[topology]
+    assert found.chips_per_host * found.num_hosts == found.num_chips
+    assert found.is_tpu == ("x" in topology.partition(":")[2])
+    assert found.is_gpu == (topology[:2] in ("l4", "a1", "h1", "h2", "b2"))
+
+
+def test_shape_of_a_slice_is_a_label_of_its_nodes():
+    labels = slices.parse("v6e:4x8").labels
+    assert labels["cloud.google.com/gke-tpu-topology"] == "4x8"
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v5q:2x2", "did you mean 'v5p'?"),
+        ("v5e", "no such slice; known: 1x1, 2x2"),
+        ("v5e:3x3", "no such slice; known: 1x1, 2x2"),
+        ("v5p:4x4", "or AxBxC with A <= B <= C, all multiples of 4, up to 6144 chips"),
+        ("v5p:4x6x4", "no such slice"),
+        ("v5p:8x4x4", "no such slice"),
+        ("v5p:16x16x28", "no such slice"),
+        ("v5p:0x4x4", "no such slice"),
+        ("h100:", "must be h100:NUMBER"),
+        ("h100:0", "must be h100:NUMBER"),
+        ("h100:12", "use a multiple of 8"),
+        ("h200:4", "use a multiple of 8"),
+        ("cpu:two", "must be cpu:NUMBER"),
+        ("", "unknown accelerator ''"),
+    ],
+)
+def test_what_is_no_topology_is_told_what_there_is(topology, message):
+    with pytest.raises(ConfigError) as told:
+        slices.parse(topology)
+    assert message in str(told.value)
+    assert f"--topology={topology}" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "proposed"),
+    [
+        ("CTR_v2", "'ctr-v2'"),
+        ("1st", "'st'"),
+        ("a-", "'a'"),
+        ("", "'run'"),
+        ("x" * 41, repr("x" * 40)),
+        ("a\n", "'a'"),
+    ],
+)
+def test_a_name_that_is_no_label_is_refused_with_one_that_is(name, proposed):
+    with pytest.raises(ConfigError, match="RFC 1123") as told:
+        names.check_label(name, "--name", max_length=40)
+    assert str(told.value).endswith(f"for example {proposed}")
+    assert names.check_label(proposed.strip("'"), "--name", max_length=40)
+
+
+@pytest.mark.parametrize("value", ["a b", "$HOME/x", "a;b", "`id`", "a'b", "", "a\nb"])
+def test_a_value_that_a_shell_would_read_is_refused(value):
+    with pytest.raises(ConfigError, match="characters that shells read"):
+        names.check_plain(value, "--workdir")

@@ -1,0 +1,253 @@
+"""What a topology such as v5p:4x4x4 or h100:16 is made of: chips, machines, names.
+
+One table for all routes, from Google Cloud's pages:
+
+- TPU machine types, node labels and shapes: "Plan TPUs in GKE"
+  (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus);
+- names of TPU VMs and of their software: "TPU versions", "TPU software versions"
+  (cloud.google.com/tpu/docs/v5p, v5e, v6e, runtimes);
+- GPU machine types and node labels: "About GPUs in GKE"
+  (cloud.google.com/kubernetes-engine/docs/concepts/gpus).
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import re
+
+from rankax.config.base import ConfigError, suggest
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """The accelerators of one run.
+
+    Attributes:
+        topology: as it was given, "v5p:4x4x4".
+        kind: "v5p", "h100", "cpu".
+        shape: of the chips, "4x4x4"; "" where they have none.
+        num_chips: in all.
+        num_devices: that jax counts; two on each chip of tpu7x.
+        num_hosts: machines of Google Cloud.
+        machine_type: of Google Cloud; "" for cpu, which takes any.
+        resource: as Kubernetes counts chips; "" for cpu.
+        labels: of the nodes on Google Kubernetes Engine.
+        tpu_vm: accelerator type of the Cloud TPU API; "" where it has none.
+        tpu_software: its runtime version.
+    """
+
+    topology: str
+    kind: str
+    shape: str = ""
+    num_chips: int
+    num_devices: int
+    num_hosts: int = 1
+    machine_type: str = ""
+    resource: str = ""
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tpu_vm: str = ""
+    tpu_software: str = ""
+
+    @property
+    def is_tpu(self) -> bool:
+        """Whether it is a slice of TPU chips."""
+        return self.resource == _TPU_RESOURCE
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is of GPUs."""
+        return self.resource == _GPU_RESOURCE
+
+    @property
+    def chips_per_host(self) -> int:
+        """Chips of each machine."""
+        return self.num_chips // self.num_hosts
+
+
+def parse(topology: str) -> Slice:
+    """Returns what a topology is made of.
+
+    Args:
+        topology: "v5e:4x4", "v5p:4x4x4", "v6e:16x16", "tpu7x:2x2x1": shape of a slice;
+            "h100:16": number of GPUs; "cpu:2": number of processes without accelerator.
+
+    Raises:
+        ConfigError: there is no such topology.
+    """
+    kind, _, size = topology.partition(":")
+    if kind not in KINDS:
+        raise ConfigError(
+            f"--topology={topology}: unknown accelerator {kind!r}; "
+            f"{suggest(kind, KINDS)}"
+        )
+    if kind in _TPUS:
+        return _tpu(topology, kind, size)
+    if not re.fullmatch(r"[1-9]\d{0,5}", size):
+        raise ConfigError(
+            f"--topology={topology} must be {kind}:NUMBER, for example {kind}:8"
+        )
+    if kind == "cpu":
+        number = int(size)
+        return Slice(topology=topology, kind=kind, num_chips=number, num_devices=number)
+    return _gpu(topology, kind, int(size))
+
+
+# ---------------------------------------------------------------- TPUs
+
+_TPU_RESOURCE = "google.com/tpu"
+_TPU_LABELS = (
+    "cloud.google.com/gke-tpu-accelerator",
+    "cloud.google.com/gke-tpu-topology",
+)
+_CHIPS_PER_HOST = 4  # of every slice of several machines
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Tpu:
+    """A generation.
+
+    Attributes:
+        label: of its nodes.
+        machines: chips of a machine -> machine type.
+        shapes: of slices within one plane, or of less than a cube of 4x4x4 chips.
+        max_cubes: of 4x4x4 chips in a slice; 0 = it has no third dimension.
+        devices_per_chip: as jax counts them.
+        vm: accelerator type of TPU VMs, without the number in its name.
+        vm_units_per_chip: in that number: v5p counts cores.
+        software: runtime version of TPU VMs.
+    """
+
+    label: str
+    machines: Mapping[int, str]
+    shapes: tuple[str, ...]
+    max_cubes: int = 0
+    devices_per_chip: int = 1
+    vm: str = ""
+    vm_units_per_chip: int = 1
+    software: str = ""
+
+
+_PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_LESS_THAN_A_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+_TPUS = {
+    "v5e": _Tpu(
+        label="tpu-v5-lite-podslice",
+        machines={1: "ct5lp-hightpu-1t", 4: "ct5lp-hightpu-4t", 8: "ct5lp-hightpu-8t"},
+        shapes=_PLANE,
+        vm="v5litepod",
+        software="v2-alpha-tpuv5-lite",
+    ),
+    "v6e": _Tpu(
+        label="tpu-v6e-slice",
+        machines={1: "ct6e-standard-1t", 4: "ct6e-standard-4t", 8: "ct6e-standard-8t"},
+        shapes=_PLANE,
+        vm="v6e",
+        software="v2-alpha-tpuv6e",
+    ),
+    "v5p": _Tpu(
+        label="tpu-v5p-slice",
+        machines={4: "ct5p-hightpu-4t"},
+        shapes=_LESS_THAN_A_CUBE,
+        max_cubes=96,
+        vm="v5p",
+        vm_units_per_chip=2,
+        software="v2-alpha-tpuv5",
+    ),
+    "tpu7x": _Tpu(
+        label="tpu7x",
+        machines={4: "tpu7x-standard-4t"},
+        shapes=_LESS_THAN_A_CUBE,
+        max_cubes=144,
+        devices_per_chip=2,
+    ),
+}
+
+
+def _tpu(topology: str, kind: str, shape: str) -> Slice:
+    tpu = _TPUS[kind]
+    _check_shape(topology, tpu, shape)
+    chips = math.prod(map(int, shape.split("x")))
+    per_host = chips if chips in tpu.machines else _CHIPS_PER_HOST
+    return Slice(
+        topology=topology,
+        kind=kind,
+        shape=shape,
+        num_chips=chips,
+        num_devices=chips * tpu.devices_per_chip,
+        num_hosts=chips // per_host,
+        machine_type=tpu.machines[per_host],
+        resource=_TPU_RESOURCE,
+        labels=dict(zip(_TPU_LABELS, (tpu.label, shape), strict=True)),
+        tpu_vm=tpu.vm and f"{tpu.vm}-{chips * tpu.vm_units_per_chip}",
+        tpu_software=tpu.software,
+    )
+
+
+def _check_shape(topology: str, tpu: _Tpu, shape: str) -> None:
+    if shape in tpu.shapes:
+        return
+    if tpu.max_cubes and re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", shape):
+        sides = [int(side) for side in shape.split("x")]
+        are_whole = all(side % 4 == 0 for side in sides)
+        num_cubes = math.prod(sides) // 64
+        if are_whole and sides == sorted(sides) and num_cubes <= tpu.max_cubes:
+            return
+    known = ", ".join(tpu.shapes)
+    if tpu.max_cubes:
+        known += (
+            ", or AxBxC with A <= B <= C, all multiples of 4, up to "
+            f"{64 * tpu.max_cubes} chips"
+        )
+    raise ConfigError(f"--topology={topology}: no such slice; known: {known}")
+
+
+# ---------------------------------------------------------------- GPUs
+
+_GPU_RESOURCE = "nvidia.com/gpu"
+_GPU_LABEL = "cloud.google.com/gke-accelerator"
+# Kind -> label of its nodes, GPUs of a machine -> machine type.
+_GPUS: dict[str, tuple[str, dict[int, str]]] = {
+    "l4": (
+        "nvidia-l4",
+        {
+            1: "g2-standard-12",
+            2: "g2-standard-24",
+            4: "g2-standard-48",
+            8: "g2-standard-96",
+        },
+    ),
+    "a100": (
+        "nvidia-tesla-a100",
+        {n: f"a2-highgpu-{n}g" for n in (1, 2, 4, 8)},
+    ),
+    "a100-80gb": (
+        "nvidia-a100-80gb",
+        {n: f"a2-ultragpu-{n}g" for n in (1, 2, 4, 8)},
+    ),
+    "h100": ("nvidia-h100-80gb", {n: f"a3-highgpu-{n}g" for n in (1, 2, 4, 8)}),
+    "h200": ("nvidia-h200-141gb", {8: "a3-ultragpu-8g"}),
+    "b200": ("nvidia-b200", {8: "a4-highgpu-8g"}),
+}
+
+KINDS = (*_TPUS, *_GPUS, "cpu")
+
+
+def _gpu(topology: str, kind: str, number: int) -> Slice:
+    label, machines = _GPUS[kind]
+    per_host = number if number in machines else max(machines)
+    if number % per_host:
+        raise ConfigError(
+            f"--topology={topology}: {kind} comes in machines of "
+            f"{', '.join(map(str, machines))}, and several of them have {per_host} "
+            f"each; use a multiple of {per_host}"
+        )
+    return Slice(
+        topology=topology,
+        kind=kind,
+        num_chips=number,
+        num_devices=number,
+        num_hosts=number // per_host,
+        machine_type=machines[per_host],
+        resource=_GPU_RESOURCE,
+        labels={_GPU_LABEL: label},
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +49,12 @@ def over_all_devices(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A full copy on every device (network weights, small tables)."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_size(x: jax.ShapeDtypeStruct | jax.Array) -> int:
+    """Returns how many numbers of an array with a sharding one device holds."""
+    assert x.sharding is not None
+    return math.prod(x.sharding.shard_shape(x.shape))
 
 
 def local_device_count(mesh: Mesh) -> int:

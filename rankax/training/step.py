@@ -169,6 +169,21 @@ class Steps:
             self._shardings(state),
         )
 
+    def abstract_saved(self) -> TrainState:
+        """Returns shapes, dtypes and shardings of a state in a checkpoint."""
+        tables = self.engine.abstract_logical()
+        return dataclasses.replace(self.abstract_state(), tables=tables)
+
+    def to_saved(self, state: TrainState) -> TrainState:
+        """Returns a state as checkpoints have it, see `TableEngine.to_logical`."""
+        tables = self.engine.to_logical(state.tables)
+        return dataclasses.replace(state, tables=tables)
+
+    def from_saved(self, state: TrainState) -> TrainState:
+        """Returns a state of a checkpoint as the devices keep it; consumes it."""
+        tables = self.engine.from_logical(state.tables)
+        return dataclasses.replace(state, tables=tables)
+
     def _shardings(self, state: TrainState) -> TrainState:
         """Returns the sharding of every array of a state, given its shapes."""
         replicated = meshes.replicated(self.mesh)

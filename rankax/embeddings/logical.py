@@ -1,0 +1,52 @@
+"""Tables as checkpoints have them, [S, R, ...], whatever their devices make of them.
+
+Devices that keep rows in lines (`rankax.embeddings.layout`) have no room for a second
+form of a table, so the host turns one into the other: each process those shards that
+its devices hold, on its own CPU.
+"""
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from rankax.embeddings.layout import Layout
+from rankax.embeddings.placement import RowGroup
+from rankax.parallel import mesh as meshes
+
+
+def host_sharding(mesh: Mesh) -> NamedSharding:
+    """Splits the first dimension over the hosts of a mesh's devices.
+
+    Each host has as many devices, side by side (`meshes.local_device_count`).
+    """
+    processes = dict.fromkeys(device.process_index for device in mesh.devices.flat)
+    first = {device.process_index: device for device in reversed(jax.devices("cpu"))}
+    hosts = [first[process] for process in processes]
+    return NamedSharding(Mesh(np.array(hosts), "host"), PartitionSpec("host"))
+
+
+def to_host(stored: jax.Array, layout: Layout, group: RowGroup) -> jax.Array:
+    """Returns an array of the devices as [S, R, ...] on their hosts.
+
+    Args:
+        stored: what the layout's `pack` makes of each device's shards.
+        layout: on one device.
+        group: of the array.
+    """
+    mesh = stored.sharding.mesh
+    shape = (group.num_shards // mesh.size, group.depth, *layout.tail)
+    shards = sorted(stored.addressable_shards, key=lambda x: x.index[0].start or 0)
+    rows = [layout.unpack(np.asarray(shard.data)).reshape(shape) for shard in shards]
+    return jax.make_array_from_process_local_data(
+        host_sharding(mesh), np.concatenate(rows)
+    )
+
+
+def to_devices(rows: jax.Array, layout: Layout, mesh: Mesh) -> jax.Array:
+    """Returns the array of `to_host` as the devices of a mesh keep it."""
+    (own,) = rows.addressable_shards
+    blocks = np.split(np.asarray(own.data), meshes.local_device_count(mesh))
+    packed = [layout.pack(x.reshape(-1, *layout.tail)) for x in blocks]
+    return jax.make_array_from_process_local_data(
+        meshes.over_all_devices(mesh), np.concatenate(packed)
+    )

@@ -28,14 +28,14 @@ from rankax.embeddings import (
     sizes,
 )
 from rankax.embeddings.exchange import Exchange
-from rankax.embeddings.layout import Layout
 from rankax.embeddings.optimizers import RowOptimizer
 from rankax.embeddings.placement import RowGroup, TablePlan
 from rankax.embeddings.sizes import Sizes
 from rankax.parallel import mesh as meshes
 from rankax.parallel.mesh import ALL_DEVICES
 
-# "rows" [S, R, D], the row optimizer's arrays, ...; other shapes where rows are in lines
+# "rows" [S, R, D], the row optimizer's arrays, ...; or what devices make of their shards
+# that keep rows in lines (`rankax.embeddings.layout`).
 TableState = dict[str, jax.Array]
 Routes = dict[str, Any]
 
@@ -174,7 +174,7 @@ class TableEngine:
             return dict(tables)
         return {
             name: {
-                key: logical.to_host(x, self._layouts[name][key], group)
+                key: logical.to_host(x, self._layouts[name][key], group, self.mesh)
                 for key, x in tables[name].items()
             }
             for name, group in self._groups.items()
@@ -489,7 +489,9 @@ def _specs(requests: Mapping[str, jax.Array]) -> dict[str, PartitionSpec]:
 def _expand(rows: jax.Array, slots: jax.Array) -> jax.Array:
     """Rows [1, U, D], slots [b, K_g] -> [b, K_g, D]."""
     # Flat, because XLA:CPU copies the gradient of a gather of more dimensions.
-    return layout.rows_at(rows[0], slots.reshape(-1)).reshape(*slots.shape, rows.shape[-1])
+    return layout.rows_at(rows[0], slots.reshape(-1)).reshape(
+        *slots.shape, rows.shape[-1]
+    )
 
 
 def _in_column_order(

@@ -222,9 +222,7 @@ class Exchange:
         if "last_step" in flat:
             new["last_step"] = jnp.full(len(targets), step + 1, jnp.int32)
         return {
-            name: layouts[name].put(
-                x, targets, new[name], unique_indices=True, indices_are_sorted=True
-            )
+            name: layouts[name].put(x, targets, new[name], is_ascending=True)
             for name, x in flat.items()
         }
 

@@ -1,9 +1,9 @@
 """How rows stand in the memory of one device: one after another, or in lines.
 
-A CPU or GPU keeps [V, D] row by row. A TPU keeps the last dimension of an array in tiles
-of 128 lanes: it either fills rows up to 128 numbers, eight times the bytes at D = 16, or
-turns the array around, so that the numbers of a row lie far apart. There 128 // D rows
-share a line of 128 numbers, and a step moves whole lines.
+A CPU or GPU keeps [V, D] row by row. A TPU keeps arrays in tiles of 8 · 128 numbers: it
+either fills rows up to 128, eight times the bytes at D = 16, or turns the array around,
+so that a row's numbers are 128 apart, and copies it to see [S, R, D] as [V, D]. There
+128 // D rows share a line of 128 numbers, and a step moves whole lines.
 
 Lines are kept as bits. A row is written by adding, modulo 2^32, the difference of its
 bits to its part of the line and zeros to the others: rows of one line may then be
@@ -76,7 +76,12 @@ class Flat(_Rows):
         return rows_at(flat, rows)
 
     def put(
-        self, flat: jax.Array, rows: jax.Array, values: jax.Array, **hints: bool
+        self,
+        flat: jax.Array,
+        rows: jax.Array,
+        values: jax.Array,
+        *,
+        is_ascending: bool = False,
     ) -> jax.Array:
         """Writes rows [M], all different where they are not past the end.
 
@@ -84,10 +89,15 @@ class Flat(_Rows):
             flat: the array.
             rows: [M]; those past the end are left out.
             values: [M, ...].
-            hints: of `jax.numpy.ndarray.at`.
+            is_ascending: every row is larger than the one before it. XLA for TPU sorts
+                them otherwise.
         """
-        values = values.reshape(-1, *self.row)
-        return flat.at[rows].set(values, mode="drop", **hints)
+        return flat.at[rows].set(
+            values.reshape(-1, *self.row),
+            mode="drop",
+            unique_indices=is_ascending,
+            indices_are_sorted=is_ascending,
+        )
 
     def pack(self, rows: Any) -> Any:
         """NumPy or JAX rows [V, *tail] -> the array."""
@@ -131,15 +141,21 @@ class Lines(_Rows):
         return lax.bitcast_convert_type(bits, self.dtype)
 
     def put(
-        self, lines: jax.Array, rows: jax.Array, values: jax.Array, **hints: bool
+        self,
+        lines: jax.Array,
+        rows: jax.Array,
+        values: jax.Array,
+        *,
+        is_ascending: bool = False,
     ) -> jax.Array:
         """Writes values [M, D] to rows [M], as `Flat.put`."""
         bits = lax.bitcast_convert_type(values, self.stored_dtype)
         parts, is_own = self._parts(lines, rows)
         change = jnp.where(is_own, bits[:, None] - parts, 0).reshape(len(rows), -1)
         change = jnp.pad(change, ((0, 0), (0, lines.shape[1] - change.shape[1])))
-        hints["unique_indices"] = False  # of lines
-        return lines.at[self._line(rows)].add(change, mode="drop", **hints)
+        return lines.at[self._line(rows)].add(
+            change, mode="drop", indices_are_sorted=is_ascending
+        )
 
     def pack(self, rows: Any) -> Any:
         """NumPy or JAX rows [V, D] -> lines, filled up with zeros."""
@@ -171,7 +187,9 @@ class Lines(_Rows):
 Layout = Flat | Lines
 
 
-def of(x: jax.Array | jax.ShapeDtypeStruct, stack: RowGroup | ReplicatedStack) -> Layout:
+def of(
+    x: jax.Array | jax.ShapeDtypeStruct, stack: RowGroup | ReplicatedStack
+) -> Layout:
     """Returns the layout of an array of a stack, as checkpoints or devices have it.
 
     Args:
@@ -204,7 +222,9 @@ def repeat(layout: Layout, rows: jax.Array, num_devices: int) -> jax.Array:
     """
     few = dataclasses.replace(layout, num_rows=layout.per_line)
     count, *line = layout.shape
-    return jnp.broadcast_to(few.pack(rows[: few.num_rows]), (num_devices * count, *line))
+    return jnp.broadcast_to(
+        few.pack(rows[: few.num_rows]), (num_devices * count, *line)
+    )
 
 
 def fill(
@@ -227,9 +247,7 @@ def fill(
             start = jnp.minimum(number * piece, size - piece)
             values = lax.dynamic_slice_in_dim(block, start, piece)
             rows = index * size + start + jnp.arange(piece, dtype=jnp.int32)
-            return layout.put(
-                stored, rows, values, unique_indices=True, indices_are_sorted=True
-            )
+            return layout.put(stored, rows, values, is_ascending=True)
 
         return lax.fori_loop(0, -(-size // piece), add_piece, stored)
 

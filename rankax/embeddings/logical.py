@@ -25,15 +25,17 @@ def host_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(Mesh(np.array(hosts), "host"), PartitionSpec("host"))
 
 
-def to_host(stored: jax.Array, layout: Layout, group: RowGroup) -> jax.Array:
+def to_host(
+    stored: jax.Array, layout: Layout, group: RowGroup, mesh: Mesh
+) -> jax.Array:
     """Returns an array of the devices as [S, R, ...] on their hosts.
 
     Args:
         stored: what the layout's `pack` makes of each device's shards.
         layout: on one device.
         group: of the array.
+        mesh: of the devices.
     """
-    mesh = stored.sharding.mesh
     shape = (group.num_shards // mesh.size, group.depth, *layout.tail)
     shards = sorted(stored.addressable_shards, key=lambda x: x.index[0].start or 0)
     rows = [layout.unpack(np.asarray(shard.data)).reshape(shape) for shard in shards]

@@ -53,7 +53,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def by_devices(arrays: Mapping[str, jax.Array]) -> list[dict[str, jax.Array]]:
     """Splits arrays by the devices that they are on; one program takes no mixture."""
-    found: dict[frozenset[jax.Device], dict[str, jax.Array]] = {}
+    found: dict[frozenset[Any], dict[str, jax.Array]] = {}
     for name, x in arrays.items():
         found.setdefault(frozenset(x.sharding.device_set), {})[name] = x
     return list(found.values())

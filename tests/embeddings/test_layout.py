@@ -59,10 +59,8 @@ def test_rows_are_read_and_written_to_the_bit_and_others_stay(dim, shape, dtype)
     # Neighbours in one line, the last row, and places past the end.
     targets = np.array([0, 1, 2, 3, 40, 55, 56, 57, 58, 64, 99], np.int32)
     new = make_rows((len(targets), dim), dtype, seed=1)
-    put = jax.jit(own.put, static_argnames=("unique_indices", "indices_are_sorted"))
-    written = np.asarray(
-        put(lines, targets, new, unique_indices=True, indices_are_sorted=True)
-    )
+    put = jax.jit(own.put, static_argnames="is_ascending")
+    written = np.asarray(put(lines, targets, new, is_ascending=True))
     expected = rows.copy()
     expected[targets[:7]] = new[:7]
     np.testing.assert_array_equal(bits(own.unpack(written)), bits(expected))
@@ -91,7 +89,9 @@ def equal_bits(found, expected):
         ((1, 1), "rowwise_adagrad", {"track_last_step": True}),
         ((8, 1), "rowwise_adagrad", {}),
         ((4, 2), "adagrad", {}),
-        pytest.param((8, 1), "lazy_adam", {"dtype": "bfloat16"}, marks=pytest.mark.slow),
+        pytest.param(
+            (8, 1), "lazy_adam", {"dtype": "bfloat16"}, marks=pytest.mark.slow
+        ),
         pytest.param((1, 1), "decay", {"dtype": "bfloat16"}, marks=pytest.mark.slow),
         pytest.param((2, 1), "sgd", {"deduplicate": "device"}, marks=pytest.mark.slow),
     ],
@@ -108,9 +108,10 @@ def test_training_in_lines_gives_the_same_bits(mesh, optimizer, options, monkeyp
     (_, plain), (engine, tables) = results
     equal_bits(logical(engine, tables), jax.tree.map(np.asarray, plain))
     shapes = jax.tree.map(lambda x: x.shape, tables)["embedding_0"]
-    assert shapes["rows"][1] == 128 and np.prod(shapes["rows"]) >= plain[
-        "embedding_0"
-    ]["rows"].size
+    assert (
+        shapes["rows"][1] == 128
+        and np.prod(shapes["rows"]) >= plain["embedding_0"]["rows"].size
+    )
     if optimizer == "rowwise_adagrad":
         assert shapes["accumulator"] == (plain["embedding_0"]["accumulator"].size,)
     if options.get("track_last_step"):

@@ -295,7 +295,9 @@ def test_a_checkpoint_does_not_tell_lines_from_rows(saves_lines, tmp_path, monke
             saved = checkpoints.restore(abstract, plan=plan, step=3)
             state = steps.from_saved(saved)
             for found, wanted in zip(
-                jax.tree.leaves(state), jax.tree.leaves(steps.abstract_state()), strict=True
+                jax.tree.leaves(state),
+                jax.tree.leaves(steps.abstract_state()),
+                strict=True,
             ):
                 assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
                 assert found.sharding == wanted.sharding

@@ -192,7 +192,7 @@ def record(name: str, where: str, step: CompiledStep) -> Record:
 def table(records: Sequence[Record]) -> str:
     """Returns the records as Markdown."""
     lines = [
-        "| model | slice | rows | GB a chip | of logical | temporaries, MB | compile, s |",
+        "| model | slice | rows | GB a chip | / logical | temporaries, MB | seconds |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
     for each in records:

@@ -34,8 +34,8 @@ from rankax.embeddings.sizes import Sizes
 from rankax.parallel import mesh as meshes
 from rankax.parallel.mesh import ALL_DEVICES
 
-# "rows" [S, R, D], the row optimizer's arrays, ...; or what devices make of their shards
-# that keep rows in lines (`rankax.embeddings.layout`).
+# "rows" [S, R, D], the row optimizer's arrays, ...; or what devices that keep rows in
+# lines make of their shards (`rankax.embeddings.layout`).
 TableState = dict[str, jax.Array]
 Routes = dict[str, Any]
 

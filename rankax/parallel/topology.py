@@ -26,7 +26,6 @@ from rankax.config.base import ConfigError, suggest
 
 # Generation -> `jax.Device.device_kind`, and the dimensions of its slices.
 _TPUS = {
-    "v4": ("TPU v4", 3),
     "v5e": ("TPU v5 lite", 2),
     "v5p": ("TPU v5", 3),
     "v6e": ("TPU v6 lite", 2),
@@ -58,6 +57,7 @@ class Topology:
         device_kind: of a `jax.Device`; "cpu" for simulated devices.
         num_chips: that are rented.
         num_devices: of jax; a TPU7x chip is two.
+        dims: chips along each dimension of a slice; one number for others.
     """
 
     name: str
@@ -65,6 +65,12 @@ class Topology:
     device_kind: str
     num_chips: int
     num_devices: int
+    dims: tuple[int, ...]
+
+    @property
+    def devices_per_chip(self) -> int:
+        """Of jax."""
+        return self.num_devices // self.num_chips
 
 
 def parse(name: str) -> Topology:
@@ -94,6 +100,7 @@ def parse(name: str) -> Topology:
         device_kind=device_kind,
         num_chips=chips,
         num_devices=chips * _DEVICES_PER_CHIP.get(kind, 1),
+        dims=tuple(dims),
     )
 
 

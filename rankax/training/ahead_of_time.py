@@ -20,7 +20,7 @@ from rankax.observe import collectives
 from rankax.observe.collectives import Collective
 from rankax.parallel import mesh as meshes
 from rankax.training import setup
-from rankax.training.step import Steps
+from rankax.training.step import DeviceBatch, Steps
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,17 +92,36 @@ def compile_train_step(
         DataError: no card, or one without what the run names.
         jax.errors.JaxRuntimeError: what the compiler refuses, in its own words.
     """
+    steps = plan_steps(config, devices, schema=schema, sample_ids=sample_ids)
+    batch = steps.abstract_batch(config.train.batch_size, sample_ids=sample_ids)
+    return compile_steps(steps, batch)
+
+
+def plan_steps(
+    config: ExperimentConfig,
+    devices: Sequence[Any],
+    *,
+    schema: Schema | None = None,
+    sample_ids: np.ndarray | None = None,
+) -> Steps:
+    """Returns the steps that `compile_train_step` compiles; see there."""
     config.validate()
-    mesh = setup.mesh_of(config, devices)
-    started = time.monotonic()
-    steps = Steps(
+    return Steps(
         config,
         setup.schema_of(config) if schema is None else schema,
-        mesh,
+        setup.mesh_of(config, devices),
         read_sample=None if sample_ids is None else lambda: sample_ids,
     )
+
+
+def compile_steps(steps: Steps, batch: DeviceBatch) -> CompiledStep:
+    """Compiles the train step for batches of these shapes (`Steps.abstract_batch`).
+
+    Raises:
+        jax.errors.JaxRuntimeError: what the compiler refuses, in its own words.
+    """
+    started = time.monotonic()
     state = steps.abstract_state()
-    batch = steps.abstract_batch(config.train.batch_size, sample_ids=sample_ids)
     compiled = steps.lower_train(state, batch).compile()
     found = compiled.memory_analysis()
     assert found is not None  # all of CPU, GPU and TPU have it
@@ -118,7 +137,7 @@ def compile_train_step(
             temporaries=found.temp_size_in_bytes,
             code=found.generated_code_size_in_bytes,
         ),
-        collectives=collectives.read(compiled.as_text() or "", mesh.size),
+        collectives=collectives.read(compiled.as_text() or "", steps.mesh.size),
         seconds=time.monotonic() - started,
     )
 

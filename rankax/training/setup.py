@@ -205,6 +205,16 @@ def schema_of(config: ExperimentConfig) -> Schema:
     )
 
 
+def sample_ids_of(config: ExperimentConfig, schema: Schema) -> np.ndarray:
+    """Returns the ids [n, K] of the first batch of a run, which size its exchange.
+
+    Raises:
+        DataError: there are no examples to read.
+    """
+    source = sources.open_split(config.data.source, "train", schema)
+    return _first_batch(config, source, schema)["ids"]
+
+
 def _left_out(
     config: ExperimentConfig, schema: Schema, workdir: str
 ) -> dict[str, tuple[LeftOut, ...]]:

@@ -80,6 +80,7 @@ class Steps:
         schema: fields and tasks.
         mesh: device mesh.
         engine: the tables.
+        params: `nnx.State` of the network's weights, as shapes.
         num_dense_parameters: trainable numbers of the network, tables excluded.
     """
 
@@ -123,6 +124,7 @@ class Steps:
         self._seed = config.train.seed
         abstract = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
         self._graph, params, _ = nnx.split(abstract, nnx.Param, ...)
+        self.params = params
         self.num_dense_parameters = sum(x.size for x in jax.tree.leaves(params))
         self._network_shardings = rules.shardings(params, mesh)
         self._train = jax.jit(self._train_step, donate_argnums=0)

@@ -138,11 +138,12 @@ def compile_cell(name: str, where: str) -> CompiledStep:
 def logical_bytes(step: CompiledStep) -> int:
     """Returns the bytes of state and batch on one chip, as numbers without padding."""
     engine = step.steps.engine
-    tables = {"saved": engine.abstract_logical()}
-    kept = {"kept": jax.eval_shape(engine.init_tables, jax.random.key(0))}
     saved, kept = (
-        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-        for tree in (tables, kept)
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tables))
+        for tables in (
+            engine.logical_shapes(),
+            jax.eval_shape(engine.init_tables, jax.random.key(0)),
+        )
     )
     return step.state_bytes + step.batch_bytes + (saved - kept) // engine.mesh.size
 
@@ -151,7 +152,7 @@ def table_sized(step: CompiledStep) -> Counter[str]:
     """Counts the operations whose result has as many numbers as a table on a chip."""
     sizes = [
         x.size // step.steps.mesh.size
-        for arrays in step.steps.engine.abstract_logical().values()
+        for arrays in step.steps.engine.logical_shapes().values()
         for x in arrays.values()
     ]
     found: Counter[str] = Counter()

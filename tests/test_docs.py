@@ -19,7 +19,7 @@ from made_up import shop
 import numpy as np
 import pytest
 
-from benchmarks import contestants
+from benchmarks import compile_matrix, contestants
 from benchmarks import embedding as benchmark
 from experiments import quickstart
 from rankax.config.experiment import (
@@ -367,3 +367,13 @@ def test_benchmark_of_the_page_is_a_command():
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", benchmark.__name__]
     assert benchmark.parse_arguments(words[3:]).json.name == "embedding.json"
+
+
+def test_the_compile_matrix_of_the_page_is_that_of_its_command():
+    text, marker = EMBEDDINGS, "<!-- table: compile matrix -->\n"
+    path = ROOT / "benchmarks" / "results" / "compile_matrix.json"
+    cells = json.loads(path.read_text())["cells"]
+    assert {(x["model"], x["topology"]) for x in cells} == set(compile_matrix.CELLS)
+    assert text.split(marker)[1].startswith(f"{compile_matrix.table(cells)}\n\n")
+    command = text.split("<!-- measured: compile matrix -->")[1].split("`")[1]
+    assert command.split()[:3] == ["python", "-m", compile_matrix.__name__]

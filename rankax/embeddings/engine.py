@@ -132,7 +132,13 @@ class TableEngine:
 
         Values depend on the key and the plan, not on the number of devices. One
         virtual shard is made at a time, so that nothing but the tables takes memory.
+
+        Raises:
+            ConfigError: checkpoints of these devices need the host's CPU, and jax was
+                started without it.
         """
+        if self._in_lines:
+            logical.check_hosts()
         return {
             group.name: jax.jit(
                 functools.partial(self._init_group, group),
@@ -159,10 +165,14 @@ class TableEngine:
         return {
             name: {
                 key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-                for key, x in self._logical(group).items()
+                for key, x in arrays.items()
             }
-            for name, group in self._groups.items()
+            for name, arrays in self.logical_shapes().items()
         }
+
+    def logical_shapes(self) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+        """Returns shapes and dtypes alone of what `to_logical` returns."""
+        return {name: self._logical(group) for name, group in self._groups.items()}
 
     def to_logical(self, tables: Mapping[str, TableState]) -> dict[str, TableState]:
         """Returns the tables as checkpoints have them, [S, R, ...].

@@ -9,9 +9,22 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from rankax.config.base import ConfigError
 from rankax.embeddings.layout import Layout
 from rankax.embeddings.placement import RowGroup
 from rankax.parallel import mesh as meshes
+
+
+def check_hosts() -> None:
+    """Raises `ConfigError` if jax may not use the hosts' CPUs."""
+    try:
+        jax.devices("cpu")
+    except RuntimeError as error:
+        raise ConfigError(
+            f"checkpoints of tables on {jax.default_backend()} go through the host's "
+            f"CPU, which jax was started without ({error}); set "
+            f"JAX_PLATFORMS={jax.default_backend()},cpu or leave it unset"
+        ) from error
 
 
 def host_sharding(mesh: Mesh) -> NamedSharding:

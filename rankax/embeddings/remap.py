@@ -69,8 +69,9 @@ def carry(
         stack: placement of `array`.
         source_stack: placement of `source`.
     """
-    layout = layouts.of(array, stack)
-    numbers = math.prod(layout.row)
+    layout, source_layout = layouts.of(array, stack), layouts.of(source, source_stack)
+    # A row in lines is read and written with its line.
+    numbers = max(math.prod(x.shape[1:]) for x in (layout, source_layout))
     total = sum(move.num_rows + len(move.extra) for move in moves)
     # Powers of two, so that few sizes are compiled.
     size = min(
@@ -84,7 +85,7 @@ def carry(
             rows,
             source_rows,
             layout=layout,
-            source_layout=layouts.of(source, source_stack),
+            source_layout=source_layout,
             sharding=array.sharding,
             source_sharding=source.sharding,
         )
@@ -107,7 +108,7 @@ def read_table(
         ids: [n], the rows to read; None = all of them in order.
     """
     layout = layouts.of(array, stack)
-    numbers = math.prod(layout.row)
+    numbers = math.prod(layout.shape[1:])
     num_rows = stack.tables[index].spec.num_rows
     total = num_rows if ids is None else len(ids)
     # Of chosen rows powers of two, so that few sizes are compiled.

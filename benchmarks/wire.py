@@ -7,8 +7,6 @@ with the unique rows.
 """
 
 from collections.abc import Mapping
-import math
-import re
 from typing import Any
 
 import jax
@@ -18,69 +16,9 @@ import jax.numpy as jnp
 from benchmarks import contestants
 from benchmarks.contestants import Workload
 from rankax.embeddings.optimizers import RowOptimizer
+from rankax.observe import collectives
 from rankax.parallel import mesh as meshes
 from rankax.parallel.mesh import ALL_DEVICES, AXES
-
-# By ring: what one of n devices sends per byte of the operation's result.
-_SENT = {
-    "all-to-all": lambda n: (n - 1) / n,
-    "all-gather": lambda n: (n - 1) / n,
-    "reduce-scatter": lambda n: n - 1,
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "collective-permute": lambda n: 1,
-}
-_COLLECTIVE = re.compile(
-    r"= (?P<result>\([^)]*\)|\S+) "
-    rf"(?P<kind>{'|'.join(_SENT)})(?P<start>-start)?\((?P<rest>.*)"
-)
-_SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
-
-
-def collective_bytes(hlo_text: str, num_devices: int) -> int:
-    """Returns the bytes that each device sends when the program runs once.
-
-    The body of a loop counts once: the engine's loop over rounds runs once unless a
-    batch does not fit its exchange.
-
-    Args:
-        hlo_text: of a compiled program, `compiled.as_text()`.
-        num_devices: N, the group of a collective that names none.
-
-    Raises:
-        ValueError: an asynchronous collective, whose result holds its operands too.
-    """
-    total = 0.0
-    for found in _COLLECTIVE.finditer(hlo_text):
-        if found["start"]:
-            raise ValueError(
-                f"found an asynchronous {found['kind']}; compile for simulated CPU "
-                "devices, where all collectives are synchronous"
-            )
-        size = _group_size(found["rest"], num_devices)
-        total += _SENT[found["kind"]](size) * _shape_bytes(found["result"])
-    return round(total)
-
-
-def _group_size(attributes: str, num_devices: int) -> int:
-    """Devices that take part, in the three ways in which XLA writes it."""
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
-        return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes):
-        sizes = dict(re.findall(r"('\w+')=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", found[2]))
-    return num_devices
-
-
-def _shape_bytes(text: str) -> float:
-    """Bytes of all arrays in "f32[8,16]{1,0}" or "(s32[4], pred[2,2])"."""
-    total = 0.0
-    for bits, dims in _SHAPE.findall(text):
-        sizes = [int(size) for size in dims.split(",") if size]
-        total += int(bits or 8) / 8 * math.prod(sizes)
-    return total
-
 
 # ---------------------------------------------------------------- the reference
 
@@ -193,14 +131,15 @@ def compare(workload: Workload, mesh: jax.sharding.Mesh) -> dict[str, float]:
         mesh, reference_step, flat, state["network"], rows, batch["labels"]
     )
     network = sum(x.nbytes for x in workload.network().values())
+    summed = collectives.SENT_PER_BYTE["all-reduce"](mesh.size) * network
     return {
         "engine_mb": sent / 1e6,
         "reference_mb": reference / 1e6,
-        "network_mb": _SENT["all-reduce"](mesh.size) * network / 1e6,
+        "network_mb": summed / 1e6,
         "ratio": reference / sent,
     }
 
 
 def _sent(mesh: jax.sharding.Mesh, step: Any, *arguments: Any) -> int:
     compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
-    return collective_bytes(compiled.as_text() or "", mesh.size)
+    return collectives.sent_bytes(compiled.as_text() or "", mesh.size)

@@ -18,7 +18,16 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from rankax import evaluate, export, predict, progressive, publish, replay, train
+from rankax import (
+    evaluate,
+    export,
+    plan,
+    predict,
+    progressive,
+    publish,
+    replay,
+    train,
+)
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.errors import DataError
@@ -39,6 +48,20 @@ def _predict(config: ExperimentConfig, workdir: str) -> None:
             "--predict_out=FILE.parquet, where to write it"
         )
     predict.predict(config, workdir, data=data, out=out, step=_STEP.value)
+
+
+def _plan(config: ExperimentConfig) -> None:
+    if not _PLAN_TOPOLOGY.value:
+        raise ConfigError(
+            "--mode=plan needs --plan.topology, such as v5p:4x4x4, h100:8 or cpu:8; v5p "
+            "alone looks for the smallest size that fits"
+        )
+    plan.plan(
+        config,
+        topology=_PLAN_TOPOLOGY.value,
+        price_per_chip_hour=_PLAN_PRICE.value,
+        json_path=_PLAN_JSON.value,
+    )
 
 
 _MODES = {
@@ -64,6 +87,7 @@ _MODES = {
         dense_every=_DENSE_EVERY.value,
         max_bytes=_MAX_DELTA_BYTES.value,
     ),
+    "plan": lambda config, _: _plan(config),
 }
 # Flags that only some modes know.
 _FLAGS_OF = {
@@ -74,6 +98,9 @@ _FLAGS_OF = {
     "rows_dtype": ("export", "progressive"),
     "dense_every": ("publish",),
     "max_delta_bytes": ("publish",),
+    "plan.topology": ("plan",),
+    "plan.price_per_chip_hour": ("plan",),
+    "plan.json": ("plan",),
 }
 
 # Errors whose message says all that a user needs.
@@ -104,7 +131,8 @@ _MODE = flags.DEFINE_enum(
     "write what it says of each example of --predict_data; replay: take the step again "
     "that ended the run with a NaN, and show what it was; export: write a bundle to "
     "serve; publish: write what has changed since as the bundle's next delta; "
-    "progressive: train window by window, evaluate each before it is learned, publish",
+    "progressive: train window by window, evaluate each before it is learned, publish; "
+    "plan: say what the run takes on --plan.topology, and allocate nothing",
 )
 _PREDICT_DATA = flags.DEFINE_string(
     "predict_data",
@@ -147,6 +175,24 @@ _MAX_DELTA_BYTES = flags.DEFINE_integer(
     "with --mode=publish: limit of the rows of a delta; those that have moved furthest "
     "go first, the others with later deltas; 0 = none",
 )
+_PLAN_TOPOLOGY = flags.DEFINE_string(
+    "plan.topology",
+    "",
+    "with --mode=plan: the machine, such as v5p:4x4x4, v5e:4x8, tpu7x:2x2x1, h100:8 or "
+    "cpu:8; without a size, such as v5p, the smallest that fits is looked for. TPU "
+    "slices are compiled for by libtpu (extra tpu), no TPU is needed",
+)
+_PLAN_PRICE = flags.DEFINE_float(
+    "plan.price_per_chip_hour",
+    0.0,
+    "with --mode=plan: of a chip, in any currency; tells the cost of a billion examples",
+    lower_bound=0.0,
+)
+_PLAN_JSON = flags.DEFINE_string(
+    "plan.json",
+    "",
+    "with --mode=plan: file to write the whole plan into as JSON; - prints it instead",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -181,7 +227,6 @@ def main(argv: list[str]) -> None:
         )
     config.validate()
     config.freeze()
-    assert _WORKDIR.value is not None  # a required flag
     for name, modes in _FLAGS_OF.items():
         if flags.FLAGS[name].present and _MODE.value not in modes:
             known = ", ".join(modes[:-1]) + " and " * (len(modes) > 1) + modes[-1]
@@ -189,7 +234,7 @@ def main(argv: list[str]) -> None:
                 f"--{name} is for --mode={known}, not for --mode={_MODE.value}"
             )
     with _together():
-        _MODES[_MODE.value](config, _WORKDIR.value)
+        _MODES[_MODE.value](config, _WORKDIR.value or "")
 
 
 @contextlib.contextmanager
@@ -234,7 +279,12 @@ def _print_errors_once() -> None:
 
 def run() -> None:
     """Parses flags and runs; configuration and data errors end without a traceback."""
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
+    flags.register_multi_flags_validator(
+        ["workdir", "mode"],
+        lambda values: values["workdir"] is not None or values["mode"] == "plan",
+        message="Flag --workdir must have a value other than None.",
+    )
     try:
         app.run(main, flags_parser=_parse)
     except Interrupted as error:

@@ -179,7 +179,7 @@ class _Run:
             record = dataclasses.asdict(self._progress) | {"wall_seconds": wall}
             checkpoints.save(
                 self._step,
-                state,
+                steps.to_saved(state),
                 record | {"window": self._window},
                 plan=steps.engine.plan,
                 origin=origin,
@@ -264,9 +264,10 @@ class _Run:
                 f"{where} is not of --mode=progressive, or damaged (window {window}); "
                 "name another --workdir"
             )
-        state = checkpoints.restore(
-            self._steps.abstract_state(), plan=self._steps.engine.plan, step=step
+        saved = checkpoints.restore(
+            self._steps.abstract_saved(), plan=self._steps.engine.plan, step=step
         )
+        state = self._steps.from_saved(saved)
         self._progress, self._window = Progress.from_dict(record), window
         self._step = step
         self._console.message(

@@ -85,9 +85,10 @@ def _replay(
         state, _ = warm_start.initial_state(config, setup)
     else:
         progress = Progress.from_dict(checkpoints.record(latest))
-        state = checkpoints.restore(
-            steps.abstract_state(), plan=steps.engine.plan, step=latest
+        saved = checkpoints.restore(
+            steps.abstract_saved(), plan=steps.engine.plan, step=latest
         )
+        state = steps.from_saved(saved)
     checkpoints.close()
 
     # ------------------------------------------------ the steps up to it

@@ -135,9 +135,10 @@ def _train(
         changes = origins.changes(
             checkpoints.origin(step), origin, where=f"checkpoint {step} of {folder}"
         )
-        state = checkpoints.restore(
-            steps.abstract_state(), plan=steps.engine.plan, step=step
+        saved = checkpoints.restore(
+            steps.abstract_saved(), plan=steps.engine.plan, step=step
         )
+        state = steps.from_saved(saved)
         progress = Progress.from_dict(checkpoints.record(step))
         console.message(f"continuing {folder} from step {step:,}")
         if changes:
@@ -170,7 +171,7 @@ def _train(
         wall_seconds = progress.wall_seconds + time.monotonic() - started
         checkpoints.save(
             step,
-            state,
+            steps.to_saved(state),
             dataclasses.asdict(progress) | {"wall_seconds": wall_seconds},
             plan=steps.engine.plan,
             origin=origin,
@@ -275,9 +276,10 @@ def _train(
     test = Evaluation(metrics={}, calibration={}, slices={}, tables={})
     if config.eval.test:
         if best_step and best_step != step:
-            state = checkpoints.restore(
-                steps.abstract_state(), plan=steps.engine.plan, step=best_step
+            saved = checkpoints.restore(
+                steps.abstract_saved(), plan=steps.engine.plan, step=best_step
             )
+            state = steps.from_saved(saved)
         test = evaluate(
             steps,
             state,

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import contestants
+from benchmarks import compile_matrix, contestants
 from benchmarks import embedding as benchmark
 from experiments import quickstart
 from rankax.config.base import ConfigError
@@ -463,3 +463,13 @@ def test_claim_of_the_page_is_one_that_kubernetes_takes(checkout):
         f"--volume=claim:{claim['metadata']['name']} "
         in (ROOT / "docs/launch.md").read_text()
     )
+
+
+def test_the_compile_matrix_of_the_page_is_that_of_its_command():
+    text, marker = EMBEDDINGS, "<!-- table: compile matrix -->\n"
+    path = ROOT / "benchmarks" / "results" / "compile_matrix.json"
+    cells = json.loads(path.read_text())["cells"]
+    assert {(x["model"], x["topology"]) for x in cells} == set(compile_matrix.CELLS)
+    assert text.split(marker)[1].startswith(f"{compile_matrix.table(cells)}\n\n")
+    command = text.split("<!-- measured: compile matrix -->")[1].split("`")[1]
+    assert command.split()[:3] == ["python", "-m", compile_matrix.__name__]

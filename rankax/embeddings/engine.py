@@ -18,15 +18,25 @@ from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
 from rankax.config.experiment import TablesConfig
-from rankax.embeddings import counters, initial, precision, routing, sizes
-from rankax.embeddings.exchange import Exchange, rows_at
+from rankax.embeddings import (
+    counters,
+    initial,
+    layout,
+    logical,
+    precision,
+    routing,
+    sizes,
+)
+from rankax.embeddings.exchange import Exchange
 from rankax.embeddings.optimizers import RowOptimizer
 from rankax.embeddings.placement import RowGroup, TablePlan
 from rankax.embeddings.sizes import Sizes
 from rankax.parallel import mesh as meshes
 from rankax.parallel.mesh import ALL_DEVICES
 
-TableState = dict[str, jax.Array]  # "rows" [S, R, D], the row optimizer's arrays, ...
+# "rows" [S, R, D], the row optimizer's arrays, ...; or what devices that keep rows in
+# lines make of their shards (`rankax.embeddings.layout`).
+TableState = dict[str, jax.Array]
 Routes = dict[str, Any]
 
 _EVERYWHERE = PartitionSpec()
@@ -70,6 +80,16 @@ class TableEngine:
         self._config = config or TablesConfig()
         self._seed = seed
         self._groups = {group.name: group for group in plan.groups}
+        self._in_lines = layout.is_in_lines(mesh)
+        self._layouts = {
+            group.name: {
+                name: layout.choose(
+                    group, x, num_devices=mesh.size, in_lines=self._in_lines
+                )
+                for name, x in self._logical(group).items()
+            }
+            for group in plan.groups
+        }
         self.sizes = Sizes(
             num_devices=mesh.size,
             is_one_process=meshes.local_device_count(mesh) == mesh.size,
@@ -112,7 +132,13 @@ class TableEngine:
 
         Values depend on the key and the plan, not on the number of devices. One
         virtual shard is made at a time, so that nothing but the tables takes memory.
+
+        Raises:
+            ConfigError: checkpoints of these devices need the host's CPU, and jax was
+                started without it.
         """
+        if self._in_lines:
+            logical.check_hosts()
         return {
             group.name: jax.jit(
                 functools.partial(self._init_group, group),
@@ -130,19 +156,86 @@ class TableEngine:
             for index, stack in enumerate(self.plan.stacks)
         }
 
+    def abstract_logical(self) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+        """Returns shapes, dtypes and shardings of what `to_logical` returns."""
+        if self._in_lines:
+            sharding = logical.host_sharding(self.mesh)
+        else:
+            sharding = meshes.over_all_devices(self.mesh)
+        return {
+            name: {
+                key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+                for key, x in arrays.items()
+            }
+            for name, arrays in self.logical_shapes().items()
+        }
+
+    def logical_shapes(self) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+        """Returns shapes and dtypes alone of what `to_logical` returns."""
+        return {name: self._logical(group) for name, group in self._groups.items()}
+
+    def to_logical(self, tables: Mapping[str, TableState]) -> dict[str, TableState]:
+        """Returns the tables as checkpoints have them, [S, R, ...].
+
+        These are the very arrays, but on devices that keep rows in lines (see
+        `rankax.embeddings.layout`) copies on their hosts.
+        """
+        if not self._in_lines:
+            return dict(tables)
+        return {
+            name: {
+                key: logical.to_host(x, self._layouts[name][key], group, self.mesh)
+                for key, x in tables[name].items()
+            }
+            for name, group in self._groups.items()
+        }
+
+    def from_logical(self, tables: Mapping[str, TableState]) -> dict[str, TableState]:
+        """Returns the tables of `to_logical` as the devices keep them."""
+        if not self._in_lines:
+            return dict(tables)
+        return {
+            name: {
+                key: logical.to_devices(x, self._layouts[name][key], self.mesh)
+                for key, x in arrays.items()
+            }
+            for name, arrays in tables.items()
+        }
+
+    def _logical(self, group: RowGroup) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a group's arrays in a checkpoint."""
+        shape = (group.num_shards, group.depth)
+        kind = jnp.uint16 if self._config.dtype == "bfloat16" else jnp.float32
+        rows = jax.ShapeDtypeStruct((*shape, group.dim), kind)
+        return {"rows": rows, **jax.eval_shape(lambda: self._init_state(group, shape))}
+
+    def _init_state(self, group: RowGroup, shape: tuple[int, ...]) -> TableState:
+        """What stands beside rows of leading shape [...]; the same for each of them."""
+        state = self._optimizer.init(shape, group.dim)
+        if self._config.track_last_step:
+            state["last_step"] = jnp.zeros(shape, jnp.int32)
+        return state
+
     def _init_group(self, group: RowGroup, key: jax.Array) -> TableState:
         def one_shard(shard: jax.Array) -> jax.Array:
             rows = initial.rows(jax.random.fold_in(key, shard), group, group.depth)
             return precision.nearest(rows) if self._config.dtype == "bfloat16" else rows
 
-        rows = self._on_all_devices(lambda shards: jax.lax.map(one_shard, shards))(
-            jnp.arange(group.num_shards)
-        )
+        def all_shards(shards: jax.Array) -> jax.Array:
+            if self._in_lines:
+                return layout.fill(layouts["rows"], one_shard, shards)
+            return jax.lax.map(one_shard, shards)
+
+        layouts = self._layouts[group.name]
         shape = (group.num_shards, group.depth)
-        state = {"rows": rows, **self._optimizer.init(shape, group.dim)}
-        if self._config.track_last_step:
-            state["last_step"] = jnp.zeros(shape, jnp.int32)
-        return state
+        rows = self._on_all_devices(all_shards)(jnp.arange(group.num_shards))
+        if not self._in_lines:
+            return {"rows": rows, **self._init_state(group, shape)}
+        some = self._init_state(group, (layout.LANES,))
+        return {"rows": rows} | {
+            name: layout.repeat(layouts[name], x, self.mesh.size)
+            for name, x in some.items()
+        }
 
     # ------------------------------------------------------------ host
 
@@ -336,7 +429,8 @@ class TableEngine:
         for name, group in self._groups.items():
             if "last_step" not in tables[name]:
                 continue
-            untouched = (tables[name]["last_step"] == 0).sum(axis=0, dtype=jnp.int32)
+            steps = tables[name]["last_step"].reshape(group.num_shards, group.depth)
+            untouched = (steps == 0).sum(axis=0, dtype=jnp.int32)
             starts = np.array([table.offset for table in group.tables])
             by_table = jnp.cumsum(untouched)[np.append(starts[1:], group.depth) - 1]
             rows = np.array([table.spec.num_rows for table in group.tables])
@@ -380,6 +474,7 @@ class TableEngine:
             capacity=self.sizes.capacity(
                 group, examples_per_device=examples // self.mesh.size
             ),
+            layouts=self._layouts[group.name],
             optimizer=self._optimizer,
             # Groups number their rows alike, so each gets a seed of its own.
             seed=(self._seed * 0x9E3779B1 + self.plan.groups.index(group)) % 2**32,
@@ -404,7 +499,9 @@ def _specs(requests: Mapping[str, jax.Array]) -> dict[str, PartitionSpec]:
 def _expand(rows: jax.Array, slots: jax.Array) -> jax.Array:
     """Rows [1, U, D], slots [b, K_g] -> [b, K_g, D]."""
     # Flat, because XLA:CPU copies the gradient of a gather of more dimensions.
-    return rows_at(rows[0], slots.reshape(-1)).reshape(*slots.shape, rows.shape[-1])
+    return layout.rows_at(rows[0], slots.reshape(-1)).reshape(
+        *slots.shape, rows.shape[-1]
+    )
 
 
 def _in_column_order(

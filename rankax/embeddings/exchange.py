@@ -11,15 +11,16 @@ The table never passes through a branch, only through the loop over rounds, whic
 updates it in place; no temporary grows with its rows.
 """
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
 import jax
 from jax import lax
-from jax.experimental import xla_metadata
 import jax.numpy as jnp
 
 from rankax.embeddings import precision
+from rankax.embeddings.layout import Layout, gather
 from rankax.embeddings.optimizers import RowOptimizer
 from rankax.embeddings.placement import RowGroup
 from rankax.embeddings.routing import MAX_ROUNDS, NO_SLOT, part_starts
@@ -38,6 +39,7 @@ class Exchange:
         group: the row group.
         num_devices: N.
         capacity: C.
+        layouts: of the group's arrays on one device, by name.
         optimizer: of the rows.
         seed: of the stochastic rounding of 16-bit rows, in [0, 2^32).
     """
@@ -45,6 +47,7 @@ class Exchange:
     group: RowGroup
     num_devices: int
     capacity: int
+    layouts: Mapping[str, Layout]
     optimizer: RowOptimizer
     seed: int
 
@@ -113,21 +116,21 @@ class Exchange:
     # ------------------------------------------------------------ lookup
 
     def fetch(self, table: jax.Array, requests: dict[str, Any]) -> jax.Array:
-        """Table [S/N, R, D] -> the rows of `unique`, float32 [1, U, D]."""
-        flat, unique = flatten(table), requests["unique"][0]
+        """A device's rows of the table -> those of `unique`, float32 [1, U, D]."""
+        layout, unique = self.layouts["rows"], requests["unique"][0]
+        flat, result = table.reshape(layout.shape), (1, len(unique), self.group.dim)
         if self.num_devices == 1:
-            rows = rows_at(flat, unique)
-            return _as_float(rows).reshape(1, len(unique), table.shape[-1])
+            return _as_float(layout.get(flat, unique)).reshape(result)
 
         def one_round(index: jax.Array, fetched: jax.Array) -> jax.Array:
             slots, asked = self._ask(requests, index)
-            rows = _swap(rows_at(flat, asked))  # 16-bit rows travel as 16 bits
+            rows = _swap(layout.get(flat, asked))  # 16-bit rows travel as 16 bits
             return fetched.at[slots].set(rows, mode="drop", unique_indices=True)
 
-        fetched = jnp.zeros((len(unique), *flat.shape[1:]), flat.dtype)
+        fetched = jnp.zeros((len(unique), *layout.row), layout.dtype)
         fetched = lax.pcast(fetched, AXES, to="varying")
         rows = lax.fori_loop(0, requests["rounds"], one_round, fetched)
-        return _as_float(rows).reshape(1, len(unique), table.shape[-1])
+        return _as_float(rows).reshape(result)
 
     # ------------------------------------------------------------ update
 
@@ -146,15 +149,14 @@ class Exchange:
         `rows` is what `fetch` returned, [1, U, D].
         """
         gradient = gradient[0].astype(jnp.float32)
-        flat = {name: flatten(x) for name, x in table.items()}
-        widths = {name: x.shape[2:] for name, x in table.items()}
+        flat = {name: x.reshape(self.layouts[name].shape) for name, x in table.items()}
         num_rows = self._rows_per_device
 
         def move(
             flat: State, targets: jax.Array, rows: jax.Array, summed: jax.Array
         ) -> State:
             targets = jnp.where(enabled, targets, _nowhere(num_rows, len(targets)))
-            return self._move(flat, widths, targets, rows, summed, learning_rate, step)
+            return self._move(flat, targets, rows, summed, learning_rate, step)
 
         if self.num_devices == 1:
             flat = move(flat, requests["unique"][0], rows[0], gradient)
@@ -162,9 +164,9 @@ class Exchange:
 
             def one_round(index: jax.Array, flat: State) -> State:
                 slots, asked = self._ask(requests, index)
-                sent = _gather(gradient, slots)
+                sent = gather(gradient, slots)
                 targets, summed = _sum_equal_rows(asked, _swap(sent), num_rows)
-                own = _as_float(rows_at(flat["rows"], targets))
+                own = _as_float(self.layouts["rows"].get(flat["rows"], targets))
                 return move(flat, targets, own.reshape(summed.shape), summed)
 
             flat = lax.fori_loop(0, requests["rounds"], one_round, flat)
@@ -189,7 +191,7 @@ class Exchange:
         slots = first[:, None] + jnp.arange(c, dtype=jnp.int32)
         place = jnp.arange(n * c, dtype=jnp.int32).reshape(n, c)
         slots = jnp.where(slots < stop[:, None], slots, len(unique) + place)
-        local = _gather(unique, slots) - owner[:, None] * self._rows_per_device
+        local = gather(unique, slots) - owner[:, None] * self._rows_per_device
         past = self._rows_per_device + place
         asked = _swap(jnp.where(slots < len(unique), local, past).reshape(-1))
         return slots.reshape(-1), asked
@@ -197,16 +199,16 @@ class Exchange:
     def _move(
         self,
         flat: State,
-        widths: dict[str, tuple[int, ...]],
         targets: jax.Array,
         rows: jax.Array,
         gradient: jax.Array,
         learning_rate: jax.Array,
         step: jax.Array,
     ) -> State:
-        """Moves `rows` [M, D], and writes them to `targets` [M], all different."""
+        """Moves `rows` [M, D], and writes them to `targets` [M], which ascend."""
+        layouts = self.layouts
         state = {
-            name: rows_at(x, targets).reshape(len(targets), *widths[name])
+            name: layouts[name].get(x, targets).reshape(-1, *layouts[name].tail)
             for name, x in flat.items()
             if name not in ("rows", "last_step")
         }
@@ -220,9 +222,7 @@ class Exchange:
         if "last_step" in flat:
             new["last_step"] = jnp.full(len(targets), step + 1, jnp.int32)
         return {
-            name: x.at[targets].set(
-                new[name].reshape(-1, *x.shape[1:]), mode="drop", unique_indices=True
-            )
+            name: layouts[name].put(x, targets, new[name], is_ascending=True)
             for name, x in flat.items()
         }
 
@@ -230,24 +230,6 @@ class Exchange:
 def _swap(x: jax.Array) -> jax.Array:
     """Sends block i of the first dimension to device i, receives in device order."""
     return lax.all_to_all(x, AXES, split_axis=0, concat_axis=0, tiled=True)
-
-
-def rows_at(flat: jax.Array, rows: jax.Array) -> jax.Array:
-    """Returns rows [...] of flat [V, D] or [V]; zeros past the end.
-
-    On CPU XLA would fuse a gather into whatever reads it, and compute the address of a
-    row anew for each of its D numbers. A call that is not inlined keeps it apart.
-    """
-
-    def apart(flat, rows):
-        with xla_metadata.set_xla_metadata(inlineable="false"):
-            return jax.jit(_gather)(flat, rows)
-
-    return lax.platform_dependent(flat, rows, cpu=apart, default=_gather)
-
-
-def _gather(flat: jax.Array, rows: jax.Array) -> jax.Array:
-    return flat.at[rows].get(mode="fill", fill_value=0)
 
 
 def _nowhere(num_rows: int, count: int) -> jax.Array:
@@ -283,12 +265,3 @@ def _sum_equal_rows(
         jnp.where(targets < num_rows, targets, nowhere[segment])
     )
     return unique, summed
-
-
-def flatten(x: jax.Array, row_axes: int = 2) -> jax.Array:
-    """[S/N, R, D] or [S/N, R] -> [V/N, D] or [V/N]; D = 1 is dropped.
-
-    The first `row_axes` axes number the rows: one in a replicated stack [V, D]. XLA
-    gives a scatter into [V, 1] another layout than its operand, and so copies it.
-    """
-    return x.reshape(-1, *(size for size in x.shape[row_axes:] if size > 1))

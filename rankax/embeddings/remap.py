@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
+from rankax.embeddings import layout as layouts
 from rankax.embeddings import precision
-from rankax.embeddings.exchange import flatten
+from rankax.embeddings.layout import Layout
 from rankax.embeddings.placement import ReplicatedStack, RowGroup
 from rankax.parallel.mesh import ALL_DEVICES, AXES
 
@@ -58,7 +59,8 @@ def carry(
     Beside the two arrays this takes a few times 64 MB on every device.
 
     Args:
-        array: [S, R, ...] of a row group or [V, ...] of a replicated stack; consumed.
+        array: of a row group, [S, R, ...] or as devices keep it
+            (`rankax.embeddings.layout`), or of a replicated stack, [V, ...]; consumed.
             Rows that no move names stay as they are.
         source: likewise, with as many numbers in a row. Where one of them holds 16-bit
             rows (`rankax.embeddings.precision`) and the other float32, they are
@@ -67,7 +69,9 @@ def carry(
         stack: placement of `array`.
         source_stack: placement of `source`.
     """
-    numbers = math.prod(array.shape[row_axes(stack) :])
+    layout, source_layout = layouts.of(array, stack), layouts.of(source, source_stack)
+    # A row in lines is read and written with its line.
+    numbers = max(math.prod(x.shape[1:]) for x in (layout, source_layout))
     total = sum(move.num_rows + len(move.extra) for move in moves)
     # Powers of two, so that few sizes are compiled.
     size = min(
@@ -80,8 +84,8 @@ def carry(
             source,
             rows,
             source_rows,
-            row_axes=row_axes(stack),
-            source_row_axes=row_axes(source_stack),
+            layout=layout,
+            source_layout=source_layout,
             sharding=array.sharding,
             source_sharding=source.sharding,
         )
@@ -98,12 +102,13 @@ def read_table(
     """Yields rows of one table, at most 64 MB of them at a time.
 
     Args:
-        array: [S, R, ...] of a row group or [V, ...] of a replicated stack.
+        array: as for `carry`.
         stack: its placement.
         index: of the table in the stack.
         ids: [n], the rows to read; None = all of them in order.
     """
-    numbers = math.prod(array.shape[row_axes(stack) :])
+    layout = layouts.of(array, stack)
+    numbers = math.prod(layout.shape[1:])
     num_rows = stack.tables[index].spec.num_rows
     total = num_rows if ids is None else len(ids)
     # Of chosen rows powers of two, so that few sizes are compiled.
@@ -114,7 +119,7 @@ def read_table(
         places = np.minimum(np.arange(start, start + size), total - 1)
         chosen = places if ids is None else ids[places]
         rows = stack.table_rows(index, chosen.astype(np.int32))
-        values = _read(array, rows, row_axes=row_axes(stack), sharding=array.sharding)
+        values = _read(array, rows, layout=layout, sharding=array.sharding)
         yield np.asarray(values)[: total - start]
 
 
@@ -153,7 +158,7 @@ def _ids(move: TableMove, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 @functools.partial(
     jax.jit,
     donate_argnums=0,
-    static_argnames=("row_axes", "source_row_axes", "sharding", "source_sharding"),
+    static_argnames=("layout", "source_layout", "sharding", "source_sharding"),
 )
 def _carry(
     array: jax.Array,
@@ -161,17 +166,17 @@ def _carry(
     rows: jax.Array,
     source_rows: jax.Array,
     *,
-    row_axes: int,
-    source_row_axes: int,
+    layout: Layout,
+    source_layout: Layout,
     sharding: NamedSharding,
     source_sharding: NamedSharding,
 ) -> jax.Array:
     is_split = not sharding.is_fully_replicated
 
     def write(local: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
-        flat = flatten(local, row_axes)
-        place = _place(rows, len(flat), is_split=is_split)
-        return flat.at[place].set(values, mode="drop").reshape(local.shape)
+        place = _place(rows, layout.num_rows, is_split=is_split)
+        flat = layout.put(local.reshape(layout.shape), place, values)
+        return flat.reshape(local.shape)
 
     if is_split:
         write = jax.shard_map(
@@ -180,27 +185,25 @@ def _carry(
             in_specs=(ALL_DEVICES, _EVERYWHERE, _EVERYWHERE),
             out_specs=ALL_DEVICES,
         )
-    values = _read(
-        source, source_rows, row_axes=source_row_axes, sharding=source_sharding
-    )
-    if array.dtype != source.dtype:
-        convert = precision.nearest if array.dtype == jnp.uint16 else precision.to_float
+    values = _read(source, source_rows, layout=source_layout, sharding=source_sharding)
+    if layout.dtype != source_layout.dtype:
+        is_short = layout.dtype == jnp.uint16
+        convert = precision.nearest if is_short else precision.to_float
         values = convert(values)
     result = write(array, rows, values)
     return lax.with_sharding_constraint(result, sharding)
 
 
-@functools.partial(jax.jit, static_argnames=("row_axes", "sharding"))
+@functools.partial(jax.jit, static_argnames=("layout", "sharding"))
 def _read(
-    array: jax.Array, rows: jax.Array, *, row_axes: int, sharding: NamedSharding
+    array: jax.Array, rows: jax.Array, *, layout: Layout, sharding: NamedSharding
 ) -> jax.Array:
     """Returns some rows of a stack on all devices; zeros past its end."""
     is_split = not sharding.is_fully_replicated
 
     def read(local: jax.Array, rows: jax.Array) -> jax.Array:
-        flat = flatten(local, row_axes)
-        place = _place(rows, len(flat), is_split=is_split)
-        values = flat.at[place].get(mode="fill", fill_value=0)
+        place = _place(rows, layout.num_rows, is_split=is_split)
+        values = layout.get(local.reshape(layout.shape), place)
         if not is_split:
             return values
         # Summed as bits: all but one of the summands are 0, and -0.0 stays as it is.

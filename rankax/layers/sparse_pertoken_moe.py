@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 
 from rankax.layers.linear import operands
 from rankax.layers.per_token import PerTokenSwiGLU, token_kernel
+from rankax.parallel import rules
 
 EXECUTIONS = ("auto", "dense", "ragged")
 
@@ -66,7 +67,7 @@ class Routing:
 
         "load_entropy/<t>" in units of log R (1 = even) and "load_max_over_mean/<t>".
         """
-        load = self.load()
+        load = rules.constrain(self.load())  # together, not scalar by scalar
         num_experts = load.shape[-1]
         entropy = jax.scipy.special.entr(load).sum(axis=-1) / jnp.log(num_experts)
         peak = load.max(axis=-1) * num_experts

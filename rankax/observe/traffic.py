@@ -59,7 +59,7 @@ def table_bytes_per_example(
         if counted is not None:
             ids = _sum(counted, stack, "looked_up") / num_examples
         row = stack.dim * _FLOAT32
-        updated = row + _state_bytes(config.optimizer.dense, stack.dim)
+        updated = row + dense_state_bytes(config.optimizer.dense, stack.dim)
         total += ids * row + num_devices * stack.num_rows / batch_size * 2 * updated
     return total
 
@@ -69,34 +69,54 @@ def wire_bytes_per_step(
 ) -> float:
     """Returns the bytes that each of N devices sends in a training step.
 
-        tables       (N − 1) · C · (8 + D · (b + 4)) for each group of tables by row
-        gradients    2 · (R − 1) / R · 4 for each dense parameter that it holds
-
-    Ids travel twice, rows with b = 4 or 2 bytes a number, their gradients with 4; C is
-    the capacity of the exchange, which takes one round. A ring of the R devices that
-    hold a parameter sums its gradient; replicated tables are parameters of all. What
-    Token Parallel exchanges of the activations is not in it.
+    Those of `exchange_bytes_per_step` and `gradient_bytes_per_step`. What Token Parallel
+    exchanges of the activations is not in it, nor are a few hundred counters.
 
     Args:
         config: the run.
         engine: the run's tables.
         params: `nnx.State` of the network's parameters, abstract or not.
     """
-    mesh = engine.mesh
-    examples = config.train.batch_size // mesh.size
+    return exchange_bytes_per_step(config, engine) + gradient_bytes_per_step(
+        engine, params
+    )
+
+
+def exchange_bytes_per_step(config: ExperimentConfig, engine: TableEngine) -> float:
+    """Returns what a device sends of tables by row, all-to-all.
+
+        (N − 1) · C · (8 + D · (b + 4)) for each group of tables
+
+    Ids travel twice, rows with b = 4 or 2 bytes a number, their gradients with 4; C is
+    the capacity of the exchange, which takes one round.
+    """
+    num_devices = engine.mesh.size
+    examples = config.train.batch_size // num_devices
     row_bytes = 2 if config.tables.dtype == "bfloat16" else _FLOAT32
     total = 0.0
     for group in engine.plan.groups:
         capacity = engine.sizes.capacity(group, examples_per_device=examples)
         each = 8 + group.dim * (row_bytes + _FLOAT32)
-        total += (mesh.size - 1) * capacity * each
+        total += (num_devices - 1) * capacity * each
+    return total
+
+
+def gradient_bytes_per_step(engine: TableEngine, params: Any) -> float:
+    """Returns what a device sends to sum dense gradients, all-reduce.
+
+        2 · (R − 1) / R · 4 for each dense parameter that it holds
+
+    A ring of the R devices that hold a parameter sums its gradient; replicated tables
+    are parameters of all.
+    """
+    mesh = engine.mesh
     weights, shardings = jax.tree.leaves(params), rules.shardings(params, mesh)
     held = [(stack.num_rows * stack.dim, mesh.size) for stack in engine.plan.stacks]
     for weight, sharding in zip(weights, jax.tree.leaves(shardings), strict=True):
         local = math.prod(sharding.shard_shape(weight.shape))
         if local:  # LR and FM without numeric fields hold empty weights
             held.append((local, mesh.size * local // weight.size))
-    return total + sum(2 * (r - 1) / r * _FLOAT32 * local for local, r in held)
+    return sum(2 * (r - 1) / r * _FLOAT32 * local for local, r in held)
 
 
 def _sum(counted: Summary, part: Any, counter: str) -> float:
@@ -105,7 +125,7 @@ def _sum(counted: Summary, part: Any, counter: str) -> float:
     return sum(counted[name][counter] for name in names)
 
 
-def _state_bytes(config: DenseOptimizerConfig, dim: int) -> int:
+def dense_state_bytes(config: DenseOptimizerConfig, dim: int) -> int:
     """Bytes of the dense optimizer's state for one row of a replicated table."""
     row = jax.ShapeDtypeStruct((1, dim), jnp.float32)
     params = {NETWORK: {}, TABLES: {"stack": row}}

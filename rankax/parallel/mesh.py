@@ -1,7 +1,8 @@
 """The device mesh and the three shardings that rankax uses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +49,20 @@ def over_all_devices(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A full copy on every device (network weights, small tables)."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def by_devices(arrays: Mapping[str, jax.Array]) -> list[dict[str, jax.Array]]:
+    """Splits arrays by the devices that they are on; one program takes no mixture."""
+    found: dict[frozenset[Any], dict[str, jax.Array]] = {}
+    for name, x in arrays.items():
+        found.setdefault(frozenset(x.sharding.device_set), {})[name] = x
+    return list(found.values())
+
+
+def shard_size(x: jax.ShapeDtypeStruct | jax.Array) -> int:
+    """Returns how many numbers of an array with a sharding one device holds."""
+    assert x.sharding is not None
+    return math.prod(x.sharding.shard_shape(x.shape))
 
 
 def local_device_count(mesh: Mesh) -> int:

@@ -32,6 +32,7 @@ from rankax.config.experiment import CheckpointConfig
 from rankax.data.errors import DataError
 from rankax.embeddings.placement import RowGroup, TablePlan
 from rankax.observe import stores
+from rankax.parallel import mesh as meshes
 from rankax.training import checksum
 from rankax.training.remote_checkpoints import RemoteCheckpoints
 from rankax.training.state import TrainState
@@ -317,7 +318,11 @@ class Checkpoints:
         memory that is there.
         """
         if jax.default_backend() == "cpu":
-            arrays = self._copies = _copy(arrays, self._copies or None)
+            copies: dict[str, jax.Array] = {}
+            for own in meshes.by_devices(arrays):
+                into = {name: x for name, x in self._copies.items() if name in own}
+                copies |= _copy(own, into or None)
+            arrays = self._copies = copies
         return arrays
 
     def _finish_save(self) -> None:

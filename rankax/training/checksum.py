@@ -17,16 +17,30 @@ from collections.abc import Mapping
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
+
+from rankax.parallel import mesh as meshes
 
 _STEP, _SALT = 0x9E3779B9, 0x27D4EB2F  # φ and c above
 
 
-@jax.jit
 def of_arrays(arrays: Mapping[str, jax.Array]) -> jax.Array:
     """Returns the checksums of arrays in the order of their names, uint32 [n, 2].
 
-    Makes no copy of them, and does not wait for the devices.
+    Makes no copy of them, and does not wait for the devices, unless some arrays are on
+    devices and others on their hosts.
     """
+    places = meshes.by_devices(arrays)
+    if len(places) < 2:
+        return _of_arrays(arrays)
+    found = [_of_arrays(own) for own in places]
+    names = [name for own in places for name in sorted(own)]
+    sums = np.concatenate([np.asarray(x) for x in found])
+    return jax.device_put(sums[np.argsort(names)], found[0].sharding)
+
+
+@jax.jit
+def _of_arrays(arrays: Mapping[str, jax.Array]) -> jax.Array:
     sums = [_of_array(x) for _, x in sorted(arrays.items())]
     return jnp.stack(sums) if sums else jnp.zeros((0, 2), jnp.uint32)
 

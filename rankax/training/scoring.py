@@ -55,10 +55,10 @@ def restore(
                 f"--step={step}: {folder} has no such checkpoint, only those of steps "
                 f"{known}; name one of them, or leave --step away"
             )
-        state = checkpoints.restore(
-            steps.abstract_state(), plan=steps.engine.plan, step=step
+        saved = checkpoints.restore(
+            steps.abstract_saved(), plan=steps.engine.plan, step=step
         )
-    return state, step
+    return steps.from_saved(saved), step
 
 
 def batch_size(config: ExperimentConfig) -> int:

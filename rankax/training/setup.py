@@ -1,6 +1,6 @@
 """What training and evaluation both start from: data, devices, compiled steps."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 import dataclasses
 from typing import Any
 
@@ -165,13 +165,19 @@ def set_up(config: ExperimentConfig, workdir: str = "") -> Setup:
     )
 
 
-def mesh_of(config: ExperimentConfig) -> Mesh:
+def mesh_of(config: ExperimentConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the devices of a run, over which its batches divide.
+
+    Args:
+        config: the run.
+        devices: those to use; None = all of this machine, or of all its processes.
 
     Raises:
         ConfigError: they do not.
     """
-    mesh = meshes.make_mesh(data=config.mesh.data, model=config.mesh.model)
+    mesh = meshes.make_mesh(
+        data=config.mesh.data, model=config.mesh.model, devices=devices
+    )
     for name, size in (
         ("train.batch_size", config.train.batch_size),
         ("eval.batch_size", config.eval.batch_size),
@@ -198,6 +204,16 @@ def schema_of(config: ExperimentConfig) -> Schema:
         default_row=config.tables.out_of_range == "default_row",
         hashed_rows=config.tables.rows_by_table(),
     )
+
+
+def sample_ids_of(config: ExperimentConfig, schema: Schema) -> np.ndarray:
+    """Returns the ids [n, K] of the first batch of a run, which size its exchange.
+
+    Raises:
+        DataError: there are no examples to read.
+    """
+    source = sources.open_split(config.data.source, "train", schema)
+    return _first_batch(config, source, schema)["ids"]
 
 
 def _left_out(

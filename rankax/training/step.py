@@ -80,6 +80,7 @@ class Steps:
         schema: fields and tasks.
         mesh: device mesh.
         engine: the tables.
+        params: `nnx.State` of the network's weights, as shapes.
         num_dense_parameters: trainable numbers of the network, tables excluded.
     """
 
@@ -123,6 +124,7 @@ class Steps:
         self._seed = config.train.seed
         abstract = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
         self._graph, params, _ = nnx.split(abstract, nnx.Param, ...)
+        self.params = params
         self.num_dense_parameters = sum(x.size for x in jax.tree.leaves(params))
         self._network_shardings = rules.shardings(params, mesh)
         self._train = jax.jit(self._train_step, donate_argnums=0)
@@ -169,6 +171,21 @@ class Steps:
             self._shardings(state),
         )
 
+    def abstract_saved(self) -> TrainState:
+        """Returns shapes, dtypes and shardings of a state in a checkpoint."""
+        tables = self.engine.abstract_logical()
+        return dataclasses.replace(self.abstract_state(), tables=tables)
+
+    def to_saved(self, state: TrainState) -> TrainState:
+        """Returns a state as checkpoints have it, see `TableEngine.to_logical`."""
+        tables = self.engine.to_logical(state.tables)
+        return dataclasses.replace(state, tables=tables)
+
+    def from_saved(self, state: TrainState) -> TrainState:
+        """Returns a state of a checkpoint as the devices keep it; consumes it."""
+        tables = self.engine.from_logical(state.tables)
+        return dataclasses.replace(state, tables=tables)
+
     def _shardings(self, state: TrainState) -> TrainState:
         """Returns the sharding of every array of a state, given its shapes."""
         replicated = meshes.replicated(self.mesh)
@@ -208,16 +225,68 @@ class Steps:
         Args:
             arrays: packed arrays of this process's examples (`rankax.data.schema`).
         """
+        sharding = meshes.over_all_devices(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, x),
+            self._host_batch(arrays),
+        )
+
+    def _host_batch(self, arrays: Mapping[str, np.ndarray]) -> DeviceBatch:
+        """Returns this process's share of a batch, routed, as NumPy arrays."""
         batch: DeviceBatch = {name: arrays[name] for name in _DEVICE_ARRAYS}
         if "bag_weights" in arrays:
             batch["bag_weights"] = arrays["bag_weights"]
         batch["routes"] = self.engine.route(
             arrays["ids"], is_counted=arrays["weight"] > 0
         )
+        return batch
+
+    def abstract_batch(
+        self, batch_size: int, *, sample_ids: np.ndarray | None = None
+    ) -> DeviceBatch:
+        """Returns shapes, dtypes and shardings of what `to_devices` makes.
+
+        They are those of a batch that one process routes here, its first dimension
+        stretched over all devices.
+
+        Args:
+            batch_size: B, of all devices.
+            sample_ids: [n, K] ids of the first batch of a run, n >= B; None = ids that
+                repeat as little as the tables allow.
+        """
         sharding = meshes.over_all_devices(self.mesh)
+        local = meshes.local_device_count(self.mesh)
+        share, schema = batch_size // self.mesh.size * local, self.schema
+        ids = self._distinct_ids(share) if sample_ids is None else sample_ids[:share]
+        arrays = {
+            "ids": ids,
+            "lengths": np.zeros((share, schema.num_bags), np.int32),
+            "numeric": np.zeros((share, schema.num_numeric), np.float32),
+            "labels": np.zeros((share, len(schema.tasks)), np.float32),
+            "weight": np.ones(share, np.float32),
+        }
+        if schema.num_bag_weights:
+            shape = (share, schema.num_bag_weights)
+            arrays["bag_weights"] = np.zeros(shape, np.float32)
         return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+            lambda x: jax.ShapeDtypeStruct(
+                (len(x) // local * self.mesh.size, *x.shape[1:]),
+                x.dtype,
+                sharding=sharding,
+            ),
+            self._host_batch(arrays),
         )
+
+    def _distinct_ids(self, num_examples: int) -> np.ndarray:
+        """Ids [n, K] that run through every table, over all of its columns."""
+        names = self.engine.plan.column_tables
+        ids = np.empty((num_examples, len(names)), np.int32)
+        for name, table in self.schema.tables.items():
+            columns = [k for k, own in enumerate(names) if own == name]
+            size = (num_examples, len(columns))
+            run = np.arange(num_examples * len(columns), dtype=np.int64).reshape(size)
+            ids[:, columns] = run % table.num_rows
+        return ids
 
     # ------------------------------------------------------------ steps
 
@@ -238,6 +307,10 @@ class Steps:
             (`rankax.embeddings.counters`).
         """
         return self._train(state, batch, np.float32(factor))
+
+    def lower_train(self, state: TrainState, batch: DeviceBatch) -> jax.stages.Lowered:
+        """Returns the step of `train` to compile; takes shapes for arrays."""
+        return self._train.lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32))
 
     def evaluate(
         self, state: TrainState, batch: DeviceBatch

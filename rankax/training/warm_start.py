@@ -54,13 +54,19 @@ def initial_state(config: ExperimentConfig, setup: Setup) -> tuple[TrainState, s
     state, plan = setup.steps.init_state(), setup.steps.engine.plan
     if not config.checkpoint.init_from:
         return state, ""
-    origin = origins.of_run(config, setup)
-    return start(state, plan=plan, origin=origin, config=config.checkpoint)
+    return start(
+        state,
+        saved=setup.steps.abstract_saved(),
+        plan=plan,
+        origin=origins.of_run(config, setup),
+        config=config.checkpoint,
+    )
 
 
 def start(
     state: TrainState,
     *,
+    saved: TrainState,
     plan: TablePlan,
     origin: Mapping[str, Any],
     config: CheckpointConfig,
@@ -69,6 +75,7 @@ def start(
 
     Args:
         state: freshly initialised; consumed.
+        saved: its shapes and dtypes in a checkpoint.
         plan: placement of its tables.
         origin: of this run (`rankax.training.origin`).
         config: `init_from` is set.
@@ -82,10 +89,11 @@ def start(
         DataError: the checkpoint is damaged.
     """
     folder, step = _locate(config.init_from)
-    with contextlib.closing(Checkpoints(folder, None)) as saved:
-        source = _choose(saved, step, config.init_from)
+    with contextlib.closing(Checkpoints(folder, None)) as others:
+        source = _choose(others, step, config.init_from)
         arrays = checkpoints.flatten(state)
-        new = entries.side_of(checkpoints.manifest_of(arrays, plan), origin)
+        manifest = checkpoints.manifest_of(checkpoints.flatten(saved), plan)
+        new = entries.side_of(manifest, origin)
         old = entries.side_of(source.contents["manifest"], source.contents["origin"])
         renamed = entries.renamed_tables(config.init_rename, new, old)
         lines = entries.compare(new, old, renamed, config.init_patterns)

@@ -22,6 +22,7 @@ from rankax.embeddings import counters, optimizers
 from rankax.embeddings.engine import TableEngine
 from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
+from rankax.observe import collectives
 from rankax.parallel import mesh as meshes
 from rankax.training.setup import set_up
 
@@ -299,7 +300,7 @@ def test_devices_send_ids_rows_and_gradients_and_no_more(mesh, dim, dtype):
         config=TablesConfig(dtype=dtype),
         sample_ids=sample,
     )
-    sent = wire.collective_bytes(compile_step(engine, ids).as_text(), mesh.size)
+    sent = collectives.sent_bytes(compile_step(engine, ids).as_text(), mesh.size)
     expected = wire_bytes(
         engine,
         len(ids),
@@ -313,7 +314,7 @@ def test_the_train_step_of_a_model_sends_no_more_either():
     steps, batch = make_steps("dcnv2")
     state, engine = steps.abstract_state(), steps.engine
     compiled = whole_step(steps).lower(state, batch).compile()
-    sent = wire.collective_bytes(compiled.as_text(), engine.mesh.size)
+    sent = collectives.sent_bytes(compiled.as_text(), engine.mesh.size)
     counts = jax.eval_shape(
         lambda routes: counters.sum_over_devices(engine.request(routes)),
         batch["routes"],

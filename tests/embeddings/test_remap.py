@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rankax.config.experiment import TablesConfig, TableSpec
-from rankax.embeddings import remap
+from rankax.embeddings import layout, remap
 from rankax.embeddings.placement import plan_tables
 from rankax.embeddings.remap import TableMove
 from rankax.parallel import mesh as meshes
@@ -156,8 +156,8 @@ def test_carrying_takes_memory_for_a_piece_alone(devices, dim, monkeypatch):
         array_of(stack, mesh),
         rows,
         rows,
-        row_axes=2,
-        source_row_axes=2,
+        layout=layout.of(array, stack),
+        source_layout=layout.of(array, stack),
         sharding=array.sharding,
         source_sharding=array.sharding,
     ).compile()

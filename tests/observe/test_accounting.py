@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import wire
 from rankax.config.experiment import ExperimentConfig, ModelConfig, TablesConfig
 from rankax.data.card import (
     Card,
@@ -29,7 +28,7 @@ from rankax.models.backbones.rankmixer import RankMixerConfig
 from rankax.models.backbones.tokenmixer_large import TokenMixerLargeConfig
 from rankax.models.ranker import Ranker
 from rankax.models.sequences.din import DINConfig
-from rankax.observe import accounting, traffic
+from rankax.observe import accounting, collectives, traffic
 from rankax.observe.accounting import Cost
 from rankax.observe.flops import Operations
 from rankax.observe.peaks import peak_flops_per_second
@@ -465,7 +464,7 @@ def test_wire_bytes_are_those_of_the_compiled_step():
     batch = steps.to_devices(arrays)
     with jax.set_mesh(mesh):
         lowered = steps._train.lower(steps.abstract_state(), batch, np.float32(1))
-    sent = wire.collective_bytes(lowered.compile().as_text() or "", mesh.size)
+    sent = collectives.sent_bytes(lowered.compile().as_text() or "", mesh.size)
     found = accounting.account(config, schema, steps.engine).wire_bytes_per_step
     assert found == pytest.approx(sent, rel=0.1)
 

@@ -17,6 +17,7 @@ from small_steps import make_state, make_steps
 from rankax.config.experiment import CheckpointConfig, ExperimentConfig
 from rankax.config.synthetic import SyntheticConfig
 from rankax.data.errors import DataError
+from rankax.embeddings import layout
 from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
 from rankax.observe import environment
@@ -275,3 +276,31 @@ def test_a_run_starts_from_another_and_goes_on_from_its_own_checkpoint(
     told = capsys.readouterr().out
     assert f"continuing {folder} from step 2" in told
     assert f"saved by other versions (jax {jax.__version__} -> 99)" in told
+
+
+@pytest.mark.parametrize("saves_lines", [True, False])
+def test_a_checkpoint_does_not_tell_lines_from_rows(saves_lines, tmp_path, monkeypatch):
+    kept = []
+    for in_lines, devices in ((saves_lines, 8), (not saves_lines, 2)):
+        monkeypatch.setattr(layout, "is_in_lines", lambda mesh, value=in_lines: value)
+        steps = make_steps(devices=devices)
+        checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+        plan, abstract = steps.engine.plan, steps.abstract_saved()
+        if not kept:
+            state = make_state(steps)
+            checkpoints.save(
+                3, steps.to_saved(state), {}, plan=plan, origin={}, is_best=False
+            )
+        else:
+            saved = checkpoints.restore(abstract, plan=plan, step=3)
+            state = steps.from_saved(saved)
+            for found, wanted in zip(
+                jax.tree.leaves(state),
+                jax.tree.leaves(steps.abstract_state()),
+                strict=True,
+            ):
+                assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+                assert found.sharding == wanted.sharding
+        checkpoints.close()
+        kept.append(jax.tree.map(np.asarray, steps.to_saved(state)))
+    jax.tree.map(np.testing.assert_array_equal, *kept)

@@ -87,6 +87,6 @@ def test_no_temporary_grows_with_the_table(devices, dtype):
     table = jax.ShapeDtypeStruct(
         (64, 2048, 16), dtype, sharding=meshes.over_all_devices(mesh)
     )
-    memory = checksum.of_arrays.lower({"x": table}).compile().memory_analysis()
+    memory = checksum._of_arrays.lower({"x": table}).compile().memory_analysis()
     assert memory.argument_size_in_bytes >= 4e6 / devices
     assert memory.temp_size_in_bytes < 4096

@@ -34,6 +34,7 @@ def start(folder, steps, patterns=(), renames=()):
     )
     state, text = warm_start.start(
         make_state(steps),
+        saved=steps.abstract_saved(),
         plan=steps.engine.plan,
         origin=origin_of(steps),
         config=config,

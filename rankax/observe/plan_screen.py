@@ -1,0 +1,184 @@
+"""A plan (`rankax.plan`) as one screen of text."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Longer lists end with a line for the rest.
+_MOST_TABLES, _MOST_MODULES = 12, 6
+
+
+def render(plan: Mapping[str, Any]) -> str:
+    """Returns the text of a plan, the result of `rankax.plan.plan`."""
+    parts = (_head, _sizes, _tables, _modules, _memory, _wire, _speed, _verdict)
+    return "\n".join(line for part in parts for line in part(plan))
+
+
+def size(num_bytes: float) -> str:
+    """Writes bytes with three digits: "63.1 GB"."""
+    return _scaled(num_bytes, "B")
+
+
+def _scaled(number: float, unit: str = "") -> str:
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= factor * 0.9995:
+            return f"{_digits(number / factor)} {prefix}{unit}".rstrip()
+    return f"{number:.0f} {unit}".rstrip()
+
+
+def _digits(number: float) -> str:
+    return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}"
+
+
+def _head(plan: Mapping[str, Any]) -> Iterator[str]:
+    count, chips, devices = plan["parameters"], plan["chips"], plan["devices"]
+    of = f" ({devices:,} devices)" if devices != chips else ""
+    yield (
+        f"{plan['backbone']} on {plan['data_set']}: {count['tables']:,} table and "
+        f"{count['dense']:,} dense parameters, batches of {plan['batch_size']:,}"
+    )
+    seconds = plan["compile_seconds"]
+    took = f" in {seconds:.0f} s" if seconds else ""
+    yield f"{plan['topology']}: {chips:,} chips{of}; {plan['source']}{took}"
+    if plan["refusal"]:
+        yield f"the compiler says: {plan['refusal'][:600]}"
+
+
+def _sizes(plan: Mapping[str, Any]) -> Iterator[str]:
+    if "tried" not in plan:
+        return
+    yield ""
+    yield f"{'size':16} {'chips':>6} {'bytes per chip':>15} {'of':>9}"
+    for row in plan["tried"]:
+        if "problem" in row:
+            yield f"{row['topology']:16} {row['problem']}"
+            continue
+        held = row.get("compiled_bytes_per_chip", row["forecast_bytes_per_chip"])
+        how = "compiled" if "compiled_bytes_per_chip" in row else "by formula"
+        verdict = "fits" if row["is_fitting"] else "too small"
+        room = row["memory_bytes_per_chip"]
+        yield (
+            f"{row['topology']:16} {row['chips']:6,} {size(held):>15} "
+            f"{size(room) if room else '?':>9}  {verdict}, {how}"
+        )
+
+
+def _tables(plan: Mapping[str, Any]) -> Iterator[str]:
+    rows = sorted(plan["tables"], key=lambda row: -row["bytes_per_chip"])
+    yield ""
+    yield (
+        f"{'table':20} {'rows':>13} {'dim':>5}  {'dtype':9} {'optimizer':16} "
+        f"{'per chip':>9}  placed"
+    )
+    for row in rows[:_MOST_TABLES]:
+        yield (
+            f"{_name(row):20} {row['num_rows']:13,} {row['dim']:5}  {row['dtype']:9} "
+            f"{row['optimizer']:16} {size(row['bytes_per_chip']):>9}  "
+            f"{row['placement']}"
+        )
+    rest = rows[_MOST_TABLES:]
+    if rest:
+        total = sum(row["bytes_per_chip"] for row in rest)
+        num_rows = sum(row["num_rows"] for row in rest)
+        yield f"{f'{len(rest)} smaller ones':20} {num_rows:13,} {size(total):>43}"
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return row["name"] if row["role"] == "embedding" else f"{row['role']}/{row['name']}"
+
+
+def _modules(plan: Mapping[str, Any]) -> Iterator[str]:
+    rows = sorted(plan["modules"], key=lambda row: -row["bytes_per_chip"])
+    yield ""
+    yield f"{'module':34} {'parameters':>13} {'per chip':>26}  with moments"
+    for row in rows[:_MOST_MODULES]:
+        yield (
+            f"{row['name']:34} {row['num_parameters']:13,} "
+            f"{size(row['bytes_per_chip']):>26}"
+        )
+    rest = rows[_MOST_MODULES:]
+    if rest:
+        held = sum(row["bytes_per_chip"] for row in rest)
+        count = sum(row["num_parameters"] for row in rest)
+        yield f"{f'{len(rest)} smaller ones':34} {count:13,} {size(held):>26}"
+
+
+def _memory(plan: Mapping[str, Any]) -> Iterator[str]:
+    memory, room = plan["memory"], plan["memory_bytes_per_chip"]
+    names = ("tables", "dense", "batch", "temporaries", "padding", "code")
+    parts = ", ".join(f"{name} {size(memory[name])}" for name in names)
+    of = f" of {size(room)}" if room else ""
+    yield ""
+    yield f"memory of a chip: {size(memory['total'])}{of}: {parts}"
+    yield (
+        f"  temporaries: activations that the backward pass keeps are "
+        f"{size(memory['activations'])}; the exchange is {plan['exchange']}"
+    )
+
+
+def _wire(plan: Mapping[str, Any]) -> Iterator[str]:
+    found = ", ".join(
+        f"{row['count']} {row['kind']} {size(row['sent_bytes'])}"
+        if row["count"]
+        else f"{row['kind']} {size(row['sent_bytes'])}"
+        for row in plan["collectives"]
+        if row["sent_bytes"]
+    )
+    sent = size(plan["wire_bytes_per_step"])
+    yield f"wire: each device sends {sent} a step{': ' if found else ''}{found}"
+
+
+def _speed(plan: Mapping[str, Any]) -> Iterator[str]:
+    flops = plan["flops_per_example"]
+    if flops is None:
+        yield "arithmetic: unknown, for a kernel of the model cannot be counted"
+    else:
+        yield (
+            f"arithmetic: {_scaled(flops, 'FLOP')} an example forward, "
+            f"{_scaled(3 * flops, 'FLOP')} in training; "
+            f"{size(plan['bytes_per_example'])} through memory: "
+            f"{plan['arithmetic_intensity']:.1f} FLOP a byte"
+        )
+    found = plan["forecast"]
+    if found is None:
+        yield "forecast: none, no data sheet tells what these devices can do"
+        yield f"input: {size(plan['input']['bytes_per_example'])} an example to devices"
+        return
+    least, most = found["least_examples_per_second"], found["most_examples_per_second"]
+    parts = ", ".join(f"{k} {_time(v)}" for k, v in found["seconds"].items())
+    yield (
+        f"forecast: {_scaled(least)} to {_scaled(most)} examples/s at most, bound by "
+        f"{found['bound']} (a step: {parts})"
+    )
+    fed = plan["input"]
+    yield (
+        f"input: {fed['hosts']:,} hosts, each {_scaled(fed['examples_per_second_per_host'])}"
+        f" examples/s and {size(fed['bytes_per_second_per_host'])}/s to its chips to "
+        f"keep up ({size(fed['bytes_per_example'])} an example)"
+    )
+    low, high = found["chip_hours_per_billion"]
+    text = f"cost: {low:,.2f} to {high:,.2f} chip-hours per billion examples"
+    if "price_per_billion" in found:
+        low, high = found["price_per_billion"]
+        price = found["price_per_chip_hour"]
+        text += f", {low:,.2f} to {high:,.2f} in money at {price:g} an hour"
+    yield text
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:,.0f} µs" if seconds < 1e-2 else f"{seconds * 1e3:,.0f} ms"
+
+
+def _verdict(plan: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    memory, room = plan["memory"], plan["memory_bytes_per_chip"]
+    if plan["is_fitting"]:
+        text = f"it fits {plan['topology']}"
+        if room:
+            text += f": {memory['total'] / room:.0%} of a chip's memory"
+        yield text
+        return
+    over = memory["total"] - room if room else 0
+    lacks = f": {size(over)} too much on each chip" if over > 0 else ""
+    yield f"it does not fit {plan['topology']}{lacks}; what to change:"
+    for advice in plan["advice"]:
+        yield f"  - {advice}"

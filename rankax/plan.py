@@ -1,0 +1,438 @@
+"""Planning: what a run takes on machines that nobody has rented yet.
+
+Tables, network and batch are shapes alone. For a slice of Cloud TPU the real train step
+is compiled by libtpu, which tells memory, collectives and what it refuses; for CPUs XLA
+compiles it here, and for GPUs too, whose figures are therefore estimates. The speed is
+what the data sheets allow (`rankax.observe.forecast`).
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from rankax.config.base import ConfigError
+from rankax.config.experiment import ExperimentConfig
+from rankax.data.errors import DataError
+from rankax.data.schema import Schema
+from rankax.observe import accounting, forecast, peaks, plan_screen, traffic
+from rankax.observe.accounting import Cost
+from rankax.observe.collectives import Collective
+from rankax.observe.forecast import Forecast
+from rankax.observe.peaks import Peaks
+from rankax.parallel import topology as topologies
+from rankax.parallel.topology import Topology
+from rankax.training import ahead_of_time, footprint, setup
+from rankax.training.ahead_of_time import CompiledStep
+from rankax.training.footprint import Footprint
+from rankax.training.step import DeviceBatch, Steps
+
+# Compiled in turn, if the compiler needs more than the forecast said.
+_MOST_COMPILED = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """A run on some devices, before anything is compiled."""
+
+    topology: Topology
+    peaks: Peaks | None
+    steps: Steps
+    batch: DeviceBatch
+    held: Footprint
+    cost: Cost
+    sent: dict[str, float]
+
+    @property
+    def is_fitting(self) -> bool:
+        """By formula, with a tenth to spare for what the formula does not know."""
+        room = self.peaks.memory_bytes if self.peaks else float("inf")
+        return self.held.forecast <= 0.9 * room
+
+
+def plan(
+    config: ExperimentConfig,
+    *,
+    topology: str,
+    price_per_chip_hour: float = 0.0,
+    json_path: str = "",
+) -> dict[str, Any]:
+    """Prints what the run takes on the named machine, and returns it.
+
+    Args:
+        config: the run.
+        topology: such as "v5p:4x4x4" (`rankax.parallel.topology`); without a size the
+            smallest that fits is looked for.
+        price_per_chip_hour: in any currency; 0 = unknown.
+        json_path: file to write the plan into as JSON; "" = none, "-" = print it
+            instead of the screen.
+
+    Raises:
+        ConfigError: options that do not fit each other, the data or the devices.
+        DataError: no card of the data set.
+    """
+    jax.config.update("jax_platforms", "cpu")  # accelerators of this machine stay free
+    config.validate()
+    schema = setup.schema_of(config)
+    sample_ids, sample_note = _sample(config, schema)
+    names = [topology] if ":" in topology else list(topologies.sizes(topology))
+    tried: list[dict[str, Any]] = []
+    report: dict[str, Any] = {}
+    num_compiled = 0
+    for name in names:
+        is_only = len(names) == 1
+        try:
+            draft = _draft(config, schema, name, sample_ids)
+        except ConfigError as error:
+            if is_only:
+                raise
+            tried.append({"topology": name, "problem": str(error)})
+            continue
+        row = _summary(draft)
+        tried.append(row)
+        if not (draft.is_fitting or is_only):
+            continue
+        report = _report(config, draft, sample_note)
+        _add_price(report, price_per_chip_hour)
+        num_compiled += 1
+        row["compiled_bytes_per_chip"] = report["memory"]["total"]
+        row["is_fitting"] = report["is_fitting"]
+        if report["is_fitting"] or num_compiled == _MOST_COMPILED:
+            break
+    if not report:
+        raise ConfigError(_nothing_fits(topology, tried))
+    if len(names) > 1:
+        report["tried"] = tried
+    if not report["is_fitting"]:
+        report["advice"] = list(_advice(config, report))
+    text = json.dumps(report, indent=1)
+    if json_path == "-":
+        print(text)
+    else:
+        print(plan_screen.render(report))
+        if json_path:
+            pathlib.Path(json_path).write_text(text + "\n")
+    return report
+
+
+def _sample(config: ExperimentConfig, schema: Schema) -> tuple[np.ndarray | None, str]:
+    """Returns ids of the run's first batch, if there are any, and how it was."""
+    try:
+        return setup.sample_ids_of(config, schema), "sized by the first batch"
+    except DataError:
+        return None, "sized for ids that never repeat, for there are no examples here"
+
+
+def _draft(
+    config: ExperimentConfig, schema: Schema, name: str, sample_ids: np.ndarray | None
+) -> _Draft:
+    topology = topologies.parse(name)
+    devices = topologies.devices(topology)
+    steps = ahead_of_time.plan_steps(
+        config, devices, schema=schema, sample_ids=sample_ids
+    )
+    batch = steps.abstract_batch(config.train.batch_size, sample_ids=sample_ids)
+    return _Draft(
+        topology=topology,
+        peaks=peaks.peaks(topology.device_kind),
+        steps=steps,
+        batch=batch,
+        held=footprint.footprint(config, schema, steps, batch),
+        cost=accounting.account(config, schema, steps.engine),
+        sent={
+            "all-to-all": traffic.exchange_bytes_per_step(config, steps.engine),
+            "all-reduce": traffic.gradient_bytes_per_step(steps.engine, steps.params),
+        },
+    )
+
+
+def _summary(draft: _Draft) -> dict[str, Any]:
+    """A line of the sizes that were tried, from the forecast alone."""
+    per_chip = draft.topology.devices_per_chip
+    return {
+        "topology": draft.topology.name,
+        "chips": draft.topology.num_chips,
+        "forecast_bytes_per_chip": draft.held.forecast * per_chip,
+        "memory_bytes_per_chip": _room(draft),
+        "is_fitting": draft.is_fitting,
+    }
+
+
+def _room(draft: _Draft) -> float | None:
+    if draft.peaks is None:
+        return None
+    return draft.peaks.memory_bytes * draft.topology.devices_per_chip
+
+
+# ---------------------------------------------------------------- one machine
+
+
+def _report(
+    config: ExperimentConfig, draft: _Draft, sample_note: str
+) -> dict[str, Any]:
+    """Compiles for one machine and says everything that is known, in plain values."""
+    topology = draft.topology
+    compiled, refusal = _compile(draft)
+    sent = draft.sent
+    if compiled:
+        found = [(each.kind, each.sent_bytes) for each in compiled.collectives]
+        sent = forecast.sent_by_kind(found)
+    examples = config.train.batch_size / topology.num_devices
+    speed = _forecast(config, draft, sent)
+    memory = _memory(draft, compiled)
+    room = _room(draft)
+    is_fitting = not refusal and (room is None or memory["total"] <= room)
+    cost = draft.cost
+    return {
+        "data_set": draft.steps.schema.card.name,
+        "backbone": type(config.model.backbone).__name__,
+        "batch_size": config.train.batch_size,
+        "topology": topology.name,
+        "chips": topology.num_chips,
+        "devices": topology.num_devices,
+        "device_kind": topology.device_kind,
+        "source": _source(draft, compiled),
+        "is_fitting": is_fitting,
+        "refusal": refusal,
+        "compile_seconds": compiled.seconds if compiled else None,
+        "exchange": sample_note,
+        "tables": [
+            _per_chip(dataclasses.asdict(table), topology)
+            for table in draft.held.tables
+        ],
+        "modules": [
+            _per_chip(dataclasses.asdict(module), topology)
+            for module in draft.held.modules
+        ],
+        "parameters": {
+            "dense": cost.num_dense_parameters,
+            "active_dense": cost.num_active_dense_parameters,
+            "tables": cost.num_table_parameters,
+        },
+        "memory": memory,
+        "memory_bytes_per_chip": room,
+        "collectives": _collectives(compiled, sent),
+        "wire_bytes_per_step": sum(sent.values()),
+        "flops_per_example": cost.flops_per_example,
+        "train_flops_per_example": cost.train_flops_per_example,
+        "bytes_per_example": _moved(config, draft) / examples,
+        "arithmetic_intensity": _intensity(config, draft),
+        "forecast": _speed(speed),
+        "input": _input(config, draft, speed),
+    }
+
+
+def _compile(draft: _Draft) -> tuple[CompiledStep | None, str]:
+    """Returns the program, or what the compiler says against it."""
+    try:
+        with topologies.quiet():
+            return ahead_of_time.compile_steps(draft.steps, draft.batch), ""
+    except jax.errors.JaxRuntimeError as error:
+        return None, str(error).strip()
+
+
+def _source(draft: _Draft, compiled: CompiledStep | None) -> str:
+    if compiled is None:
+        return "estimate: it could not be compiled"
+    if draft.topology.platform == "gpu":
+        return "estimate: compiled by XLA for as many CPU devices"
+    compiler = "libtpu" if draft.topology.platform == "tpu" else "XLA"
+    return f"compiled by {compiler}"
+
+
+def _memory(draft: _Draft, compiled: CompiledStep | None) -> dict[str, Any]:
+    """Bytes of a chip: what is held, and what the step takes beside it."""
+    held = draft.held
+    rest = held.state - held.table_bytes - held.dense_bytes
+    parts = {
+        "tables": held.table_bytes,
+        "dense": held.dense_bytes + rest,
+        "batch": held.batch,
+        "temporaries": 2 * held.activations + held.exchange,
+        "padding": 0,
+        "code": 0,
+    }
+    if compiled:
+        memory = compiled.memory
+        parts["temporaries"] = memory.temporaries
+        parts["code"] = memory.code
+        new = memory.outputs - memory.aliased
+        parts["padding"] = memory.arguments + new - held.state - held.batch
+    scale = draft.topology.devices_per_chip
+    parts = {name: size * scale for name, size in parts.items()}
+    return {
+        **parts,
+        "total": sum(parts.values()),
+        "activations": held.activations * scale,
+    }
+
+
+def _per_chip(row: dict[str, Any], topology: Topology) -> dict[str, Any]:
+    size = row.pop("bytes_per_device")
+    return {**row, "bytes_per_chip": size * topology.devices_per_chip}
+
+
+def _collectives(
+    compiled: CompiledStep | None, sent: dict[str, float]
+) -> list[dict[str, Any]]:
+    if compiled is None:
+        return [
+            {"kind": kind, "count": None, "sent_bytes": size}
+            for kind, size in sent.items()
+        ]
+    kinds: dict[str, list[Collective]] = {}
+    for each in compiled.collectives:
+        kinds.setdefault(each.kind, []).append(each)
+    return [
+        {
+            "kind": kind,
+            "count": len(found),
+            "sent_bytes": sum(each.sent_bytes for each in found),
+        }
+        for kind, found in kinds.items()
+    ]
+
+
+# ---------------------------------------------------------------- speed and cost
+
+
+def _moved(config: ExperimentConfig, draft: _Draft) -> float:
+    """Bytes between memory and chip, of one device in a step (`forecast`)."""
+    examples = config.train.batch_size / draft.topology.num_devices
+    held = draft.held
+    network = held.dense_bytes - held.network_moments
+    return (
+        draft.cost.table_bytes_per_example * examples
+        + 6 * network
+        + 2 * held.network_moments
+        + 2 * held.activations
+    )
+
+
+def _intensity(config: ExperimentConfig, draft: _Draft) -> float | None:
+    flops = draft.cost.train_flops_per_example
+    if flops is None:
+        return None
+    examples = config.train.batch_size / draft.topology.num_devices
+    return flops * examples / _moved(config, draft)
+
+
+def _forecast(
+    config: ExperimentConfig, draft: _Draft, sent: dict[str, float]
+) -> Forecast | None:
+    products = draft.cost.product_flops_per_example
+    if draft.peaks is None or products is None:
+        return None
+    examples = config.train.batch_size / draft.topology.num_devices
+    return forecast.forecast(
+        draft.peaks,
+        draft.topology,
+        dtype=config.model.compute_dtype,
+        batch_size=config.train.batch_size,
+        product_flops=3 * products * examples,
+        memory_bytes=_moved(config, draft),
+        sent_bytes=sent,
+    )
+
+
+def _speed(found: Forecast | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "seconds": found.parts,
+        "bound": found.bound,
+        "most_examples_per_second": found.most_examples_per_second,
+        "least_examples_per_second": found.least_examples_per_second,
+    }
+
+
+def _input(
+    config: ExperimentConfig, draft: _Draft, found: Forecast | None
+) -> dict[str, Any]:
+    """What each host must read, pack and send to its chips to keep up."""
+    hosts = len({device.process_index for device in draft.steps.mesh.devices.flat})
+    if draft.topology.platform == "gpu" and draft.peaks:
+        near = draft.peaks.num_neighbours or draft.topology.num_devices
+        hosts = -(-draft.topology.num_devices // near)
+    size = draft.held.batch * draft.topology.num_devices / config.train.batch_size
+    rate = found.most_examples_per_second / hosts if found else None
+    return {
+        "hosts": hosts,
+        "bytes_per_example": size,
+        "examples_per_second_per_host": rate,
+        "bytes_per_second_per_host": rate * size if rate else None,
+    }
+
+
+def _add_price(report: dict[str, Any], price: float) -> None:
+    """Adds chip-hours, and their price, of a billion examples."""
+    found = report["forecast"]
+    if found is None:
+        return
+    hours = {
+        name: 1e9 / found[f"{name}_examples_per_second"] / 3600 * report["chips"]
+        for name in ("most", "least")
+    }
+    found["chip_hours_per_billion"] = [hours["most"], hours["least"]]
+    if price:
+        found["price_per_chip_hour"] = price
+        found["price_per_billion"] = [hours["most"] * price, hours["least"] * price]
+
+
+# ---------------------------------------------------------------- what to change
+
+
+def _advice(config: ExperimentConfig, report: dict[str, Any]) -> Iterator[str]:
+    memory, room = report["memory"], report["memory_bytes_per_chip"]
+    if not room:
+        return
+    over = max(memory["total"] - room, 0)
+    rows = sum(
+        table["bytes_per_chip"]
+        for table in report["tables"]
+        if table["placement"] != "replicated"
+    )
+    if config.tables.dtype == "float32" and rows > over / 2:
+        yield (
+            "tables.dtype = 'bfloat16' halves the rows: about "
+            f"{plan_screen.size(rows / 2)} less on each chip"
+        )
+    shared = rows + memory["temporaries"] + memory["padding"]
+    fixed = memory["total"] - shared
+    if shared and fixed < room:
+        chips = report["chips"] * shared / (room - fixed) * 1.1
+        kind = report["topology"].partition(":")[0]
+        larger = [
+            name
+            for name in topologies.sizes(kind)
+            if topologies.parse(name).num_chips >= chips
+        ]
+        if larger:
+            yield f"more chips: {larger[0]} should do (--plan.topology={larger[0]})"
+    if memory["temporaries"] > max(over, memory["total"] / 5):
+        yield (
+            f"train.batch_size = {report['batch_size'] // 2:,} about halves the "
+            f"temporaries, {plan_screen.size(memory['temporaries'])}"
+        )
+    if memory["padding"] > memory["total"] / 20:
+        yield (
+            f"the compiler pads rows by {plan_screen.size(memory['padding'])}: "
+            "rows of 128 numbers, or a divisor of 128, waste least"
+        )
+    yield "fewer rows (hash ids to fewer), or narrower ones (embedding_dim)"
+
+
+def _nothing_fits(topology: str, tried: list[dict[str, Any]]) -> str:
+    last = tried[-1]
+    why = last.get("problem") or (
+        f"a chip would hold {plan_screen.size(last['forecast_bytes_per_chip'])} of "
+        f"{plan_screen.size(last['memory_bytes_per_chip'])}"
+    )
+    return (
+        f"no size of {topology} fits, up to {last['topology']}: {why}; use "
+        "tables.dtype = 'bfloat16', fewer or narrower rows, or another kind of chip"
+    )

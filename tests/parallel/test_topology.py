@@ -1,0 +1,77 @@
+import os
+import sys
+
+import pytest
+
+from rankax.config.base import ConfigError
+from rankax.parallel import topology
+
+
+def test_names_tell_chips_and_devices():
+    told = {
+        "v5e:4x8": ("tpu", "TPU v5 lite", 32, 32),
+        "v5p:4x4x4": ("tpu", "TPU v5", 64, 64),
+        "tpu7x:2x2x1": ("tpu", "TPU7x", 4, 8),
+        "h100:8": ("gpu", "NVIDIA H100 80GB HBM3", 8, 8),
+        "cpu:4": ("cpu", "cpu", 4, 4),
+    }
+    for name, expected in told.items():
+        found = topology.parse(name)
+        assert (
+            found.platform, found.device_kind, found.num_chips, found.num_devices,
+        ) == expected  # fmt: skip
+        assert found.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("v5q:4x4", "did you mean 'v5"),
+        ("v5p:4x4", "v5p takes its chips as NxNxN"),
+        ("v5e:4x4x4", "v5e takes its chips as NxN"),
+        ("h100", "h100 takes its chips as N"),
+        ("h100:0", "h100 takes its chips as N"),
+        ("cpu:2x2", "for example cpu:"),
+    ],
+)
+def test_other_names_are_refused_with_an_example(name, told):
+    with pytest.raises(ConfigError, match=told):
+        topology.parse(name)
+
+
+def test_sizes_grow():
+    for kind in ("v5e", "v5p", "h100"):
+        chips = [topology.parse(name).num_chips for name in topology.sizes(kind)]
+        assert chips == sorted(set(chips))
+
+
+def test_simulated_devices_are_those_of_this_machine():
+    assert len(topology.devices(topology.parse("h100:4"))) == 4
+    with pytest.raises(ConfigError, match="xla_force_host_platform_device_count=512"):
+        topology.devices(topology.parse("cpu:512"))
+
+
+def test_libtpu_describes_slices_and_keeps_off_the_screen(capfd):
+    pytest.importorskip("libtpu")
+    for name in ("v5e:4x4", "v5p:2x2x2", "v6e:2x4", "tpu7x:2x2x1"):
+        where = topology.parse(name)
+        found = topology.devices(where)
+        assert len(found) == where.num_devices
+        assert {device.device_kind for device in found} == {where.device_kind}
+    told = capfd.readouterr()
+    assert (told.out, told.err) == ("", "")
+    with pytest.raises(ConfigError, match="libtpu does not know v5e:3x7"):
+        topology.devices(topology.parse("v5e:3x7"))
+
+
+def test_a_missing_libtpu_is_told_with_its_extra(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"rankax\[tpu\]"):
+        topology.devices(topology.parse("v5e:4x4"))
+
+
+def test_what_is_kept_off_the_screen_comes_back_after(capfd):
+    with topology.quiet():
+        os.write(2, b"noise\n")
+    print("kept", file=sys.stderr)
+    assert capfd.readouterr().err == "kept\n"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling import blocks, drawing, findings, noise, plot
+from scaling import blocks, drawing, findings, noise, plot, study
 from scaling import rows as rows_lib
 from scaling.blocks import Block, Heading, Picture, Points, Table, Text
 from scaling.drawing import Figure
@@ -50,6 +50,10 @@ def write(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         drawing.save(figure, folder / plot.FOLDER)
     found = list(content(whole, figures, missing, spend))
     title, facts = f"Scaling study {whole.name}", _facts(whole)
+    if (folder / study.FILE_NAME).is_file():  # rows alone make a report too
+        declared, _ = study.load(f"{folder}/")
+        title = declared.title
+        found.insert(0, Text(declared.note))
     markdown, html = folder / "report.md", folder / "report.html"
     text = blocks.markdown(title, facts, found)
     markdown.write_text(f"{text}\n{_NOTE}\n")

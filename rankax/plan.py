@@ -75,11 +75,11 @@ def plan(
         ConfigError: options that do not fit each other, the data or the devices.
         DataError: no card of the data set.
     """
-    jax.config.update("jax_platforms", "cpu")  # accelerators of this machine stay free
+    names = [topology] if ":" in topology else list(topologies.sizes(topology))
+    topologies.prepare(names)
     config.validate()
     schema = setup.schema_of(config)
     sample_ids, sample_note = _sample(config, schema)
-    names = [topology] if ":" in topology else list(topologies.sizes(topology))
     tried: list[dict[str, Any]] = []
     report: dict[str, Any] = {}
     num_compiled = 0

@@ -86,11 +86,12 @@ CASES = {
 
 def measure(name):
     """Returns planned and measured bytes of one of `CASES`."""
-    jax.config.update("jax_platforms", "cpu")
     case = CASES[name]
     config = case.config()
     config.validate()
-    devices = topology.devices(topology.parse(f"cpu:{case.devices}"))
+    where = f"cpu:{case.devices}"
+    topology.prepare([where])
+    devices = topology.devices(topology.parse(where))
     schema = setup.schema_of(config)
     arrays = first_batch(config, schema)
     steps = ahead_of_time.plan_steps(

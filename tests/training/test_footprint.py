@@ -39,7 +39,7 @@ def test_shares_of_tables_and_modules_add_up_to_the_state_that_is_allocated():
 
 
 def test_every_table_is_listed_once_with_its_share():
-    config, steps, found = make(embedding_dim=16)
+    _, steps, found = make(embedding_dim=16)
     rows = {(share.role, share.name): share for share in found.tables}
     parts = steps.engine.plan.parts
     assert len(rows) == len(found.tables) == sum(len(part.tables) for part in parts)

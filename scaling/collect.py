@@ -182,7 +182,7 @@ def collect(
         )
 
     rows.sort(key=key)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
     stores.write_text(epath.Path(path), text)
     return rows
 

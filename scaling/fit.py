@@ -684,15 +684,15 @@ def _noises(rows: Sequence[Row], metrics: Sequence[str]) -> list[Entry]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns JSON of it: no NaN, since strict readers refuse the word."""
+    """Returns JSON of it, eight digits: no NaN, since strict readers refuse the word."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return float(f"{value:.8g}") if math.isfinite(value) else None
     return value
 
 

@@ -431,8 +431,8 @@ def test_names_and_numbers_of_the_page_are_those_of_the_code():
     page = (ROOT / "docs/launch.md").read_text()
     first = page.split("**What has been tried.**")[0]
     assert re.findall(r"^\| `([\w-]+)` \|", first, flags=re.M) == list(render.ROUTES)
-    for topology in re.findall(r"`((?:v\d\w|tpu7x|h100):[\dx]+)`", page):
-        slices.parse(topology)
+    for name in re.findall(r"`((?:v\d\w|tpu7x|h100):[\dx]+)`", page):
+        slices.parse(name)
     (listed,) = re.findall(
         r"number of GPUs \(([^)]*): `h100:16`", " ".join(page.split())
     )

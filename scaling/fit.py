@@ -33,6 +33,7 @@ _FEWEST_SIZES, _ENOUGH_SIZES, _ENOUGH_DECADES = 4, 5, 2
 _JOINT_SIZES, _JOINT_CHECKPOINTS = 3, 3
 _JOINT_METRICS = ("logloss", "1-auc")
 _BAND_POINTS = 41
+_COMPACT = (",", ":")
 
 Entry = dict[str, Any]
 
@@ -684,7 +685,7 @@ def _noises(rows: Sequence[Row], metrics: Sequence[str]) -> list[Entry]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns JSON of it, eight digits: no NaN, since strict readers refuse the word."""
+    """Returns JSON of it, eight digits: strict readers refuse the word NaN."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -700,9 +701,11 @@ def _lines(fits: dict[str, Any]) -> str:
     """JSON with a line for each part of a list: short, and still good to compare."""
     parts = []
     for key, value in fits.items():
-        text = json.dumps(value, allow_nan=False)
+        text = json.dumps(value, allow_nan=False, separators=_COMPACT)
         if isinstance(value, list) and value:
-            rows = ",\n".join(json.dumps(each, allow_nan=False) for each in value)
+            rows = ",\n".join(
+                json.dumps(each, allow_nan=False, separators=_COMPACT) for each in value
+            )
             text = f"[\n{rows}\n]"
         parts.append(f"{json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}"

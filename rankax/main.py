@@ -53,8 +53,8 @@ def _predict(config: ExperimentConfig, workdir: str) -> None:
 def _plan(config: ExperimentConfig) -> None:
     if not _PLAN_TOPOLOGY.value:
         raise ConfigError(
-            "--mode=plan needs --plan.topology, such as v5p:4x4x4, h100:8 or cpu:8; v5p "
-            "alone looks for the smallest size that fits"
+            "--mode=plan needs --plan.topology, such as v5p:4x4x4, h100:8 or cpu:8; "
+            "v5p alone looks for the smallest size that fits"
         )
     plan.plan(
         config,
@@ -185,7 +185,7 @@ _PLAN_TOPOLOGY = flags.DEFINE_string(
 _PLAN_PRICE = flags.DEFINE_float(
     "plan.price_per_chip_hour",
     0.0,
-    "with --mode=plan: of a chip, in any currency; tells the cost of a billion examples",
+    "with --mode=plan: of a chip, in any currency; gives the cost of 1e9 examples",
     lower_bound=0.0,
 )
 _PLAN_JSON = flags.DEFINE_string(

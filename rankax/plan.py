@@ -75,11 +75,11 @@ def plan(
         ConfigError: options that do not fit each other, the data or the devices.
         DataError: no card of the data set.
     """
-    jax.config.update("jax_platforms", "cpu")  # accelerators of this machine stay free
+    names = [topology] if ":" in topology else list(topologies.sizes(topology))
+    topologies.prepare(names)
     config.validate()
     schema = setup.schema_of(config)
     sample_ids, sample_note = _sample(config, schema)
-    names = [topology] if ":" in topology else list(topologies.sizes(topology))
     tried: list[dict[str, Any]] = []
     report: dict[str, Any] = {}
     num_compiled = 0
@@ -195,7 +195,7 @@ def _report(
         "chips": topology.num_chips,
         "devices": topology.num_devices,
         "device_kind": topology.device_kind,
-        "source": _source(draft, compiled),
+        "source": _source(draft, compiled, refusal),
         "is_fitting": is_fitting,
         "refusal": refusal,
         "compile_seconds": compiled.seconds if compiled else None,
@@ -227,7 +227,13 @@ def _report(
 
 
 def _compile(draft: _Draft) -> tuple[CompiledStep | None, str]:
-    """Returns the program, or what the compiler says against it."""
+    """Returns the program, or what the compiler says against it.
+
+    Neither where the state alone does not fit: no compiler can change that.
+    """
+    room = _room(draft)
+    if room and draft.held.state * draft.topology.devices_per_chip > room:
+        return None, ""
     try:
         with topologies.quiet():
             return ahead_of_time.compile_steps(draft.steps, draft.batch), ""
@@ -235,9 +241,11 @@ def _compile(draft: _Draft) -> tuple[CompiledStep | None, str]:
         return None, str(error).strip()
 
 
-def _source(draft: _Draft, compiled: CompiledStep | None) -> str:
+def _source(draft: _Draft, compiled: CompiledStep | None, refusal: str) -> str:
+    if refusal:
+        return "estimate, for the compiler refuses it"
     if compiled is None:
-        return "estimate: it could not be compiled"
+        return "estimate: not compiled, for tables and weights alone do not fit"
     if draft.topology.platform == "gpu":
         return "estimate: compiled by XLA for as many CPU devices"
     compiler = "libtpu" if draft.topology.platform == "tpu" else "XLA"

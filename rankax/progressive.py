@@ -29,6 +29,7 @@ from rankax.data.stream import Stream, WindowSplit
 from rankax.export import bundle_folder, write_bundle
 from rankax.observe import accounting, report, stores
 from rankax.observe.console import Console
+from rankax.observe.profile import StepTrace
 from rankax.observe.writers import MetricsWriter, read_metrics
 from rankax.optim import schedule
 from rankax.publish import told
@@ -146,6 +147,7 @@ class _Run:
         self._config, self._setup, self._windows = config, setup, windows
         self._folder, self._target, self._rows = folder, target, rows
         self._console, self._stop = console, stop
+        self._trace = StepTrace(folder, config.observe.profile_steps)
         self._steps = setup.steps
         self._ends = np.cumsum([self._num_batches(window) for window in windows])
         self._publisher: Publisher | None = None
@@ -209,6 +211,7 @@ class _Run:
                         self._stop.number, f"after window {self._window - 1}"
                     )
         finally:
+            self._trace.close()
             checkpoints.wait()
             writer.send()
         writer.close()
@@ -317,8 +320,10 @@ class _Run:
                 factor = schedule.factor(
                     config.optimizer.schedule, self._step, int(self._ends[-1])
                 )
-                state, metrics, counts = steps.train(state, batch, factor=factor)
+                with self._trace.step(self._step, state):
+                    state, metrics, counts = steps.train(state, batch, factor=factor)
                 self._step += 1
+                self._trace.stop_after(self._step, metrics)
                 start = {
                     "step": self._step,
                     "input_position": progress.position,

@@ -19,6 +19,7 @@ from rankax.data.order import Position
 from rankax.embeddings import counters
 from rankax.observe import accounting, report, stores
 from rankax.observe.console import Console, Track
+from rankax.observe.profile import StepTrace
 from rankax.observe.writers import MetricsWriter
 from rankax.optim import schedule
 from rankax.parallel import processes
@@ -161,6 +162,7 @@ def _train(
 
     # ------------------------------------------------ loop
     track = console.track("train", total=num_steps, start=step)
+    trace = StepTrace(folder, config.observe.profile_steps)
     window = Stretch()
     votes = Votes(lag=IN_FLIGHT)
     is_save_due, stopped_by = False, 0
@@ -224,8 +226,10 @@ def _train(
             factor = progress.plateau.factor * schedule.factor(
                 config.optimizer.schedule, step, num_steps
             )
-            state, metrics, counts = steps.train(state, batch, factor=factor)
+            with trace.step(step, state):
+                state, metrics, counts = steps.train(state, batch, factor=factor)
             step += 1
+            trace.stop_after(step, metrics)
             start = {
                 "step": step,
                 "input_position": progress.position,
@@ -263,6 +267,7 @@ def _train(
                     input_wait=values.get("input_wait"),
                 )
     finally:
+        trace.close()
         track.close()
         batches.close()
         checkpoints.wait()

@@ -1,5 +1,6 @@
 """The commands of docs/ do what the page says, and its numbers are the code's."""
 
+import gzip
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ import pytest
 from benchmarks import compile_matrix, contestants
 from benchmarks import embedding as benchmark
 from experiments import quickstart
+from experiments.trillion import dcnv2
 from rankax.config.experiment import (
     ROW_DTYPES,
     ROW_OPTIMIZERS,
@@ -34,8 +36,11 @@ from rankax.data import collisions
 from rankax.embeddings import counters, optimizers, placement, routing, sizes
 from rankax.embeddings.engine import TableEngine
 from rankax.models import backbones, base  # noqa: F401
+from rankax.observe import plan_screen
 from rankax.optim.dense import NETWORK, TABLES, dense_optimizer
 from rankax.parallel import mesh as meshes
+from rankax.parallel import topology
+from rankax.training import ahead_of_time, footprint
 
 ROOT = pathlib.Path(__file__).parents[1]
 EMBEDDINGS = (ROOT / "docs/embeddings.md").read_text()
@@ -377,3 +382,44 @@ def test_the_compile_matrix_of_the_page_is_that_of_its_command():
     assert text.split(marker)[1].startswith(f"{compile_matrix.table(cells)}\n\n")
     command = text.split("<!-- measured: compile matrix -->")[1].split("`")[1]
     assert command.split()[:3] == ["python", "-m", compile_matrix.__name__]
+
+
+# ---------------------------------------------------------------- plan.md
+
+
+@pytest.mark.slow
+def test_a_plan_of_this_machine_takes_one_command(tmp_path):
+    told = run(block("plan.md", "<!-- command: plan -->"), tmp_path)
+    assert "cpu:8: 8 chips; compiled by XLA" in told
+    assert "it fits cpu:8" in told
+
+
+@pytest.mark.slow
+def test_the_traced_steps_are_those_of_the_page(tmp_path):
+    run(block("plan.md", "<!-- command: profile -->"), tmp_path)
+    (path,) = tmp_path.glob("runs/profiled/profile/process_0/**/*.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    numbers = [
+        int(event["args"]["step_num"])
+        for event in events
+        if event.get("name") == "train" and "step_num" in event.get("args", {})
+    ]
+    assert sorted(numbers) == list(range(21, 31))
+
+
+@pytest.mark.slow
+def test_the_page_states_what_1e12_parameters_take_of_a_chip():
+    """By formula, on 64 devices; the compiler's part is in the compile matrix."""
+    config = dcnv2.get_config()
+    config.data.source.path = str(ROOT / "experiments/trillion")
+    where = topology.parse("v5p:4x4x4")
+    pytest.importorskip("libtpu")
+    steps = ahead_of_time.plan_steps(config, topology.devices(where))
+    batch = steps.abstract_batch(config.train.batch_size)
+    found = footprint.footprint(config, steps.schema, steps, batch)
+    page = (ROOT / "docs/plan.md").read_text()
+    count = steps.engine.plan.num_parameters
+    assert count >= 1e12 and f"{count:,} table and" in page
+    assert f"tables {plan_screen.size(found.table_bytes)}," in page
+    largest = max(found.tables, key=lambda table: table.bytes_per_device)
+    assert f"{plan_screen.size(largest.bytes_per_device)}  by row" in page

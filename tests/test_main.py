@@ -54,6 +54,25 @@ def test_train_then_evaluate_with_overrides_from_the_command_line(tmp_path):
     assert evaluation["test"] == result["metrics"]
 
 
+@pytest.mark.slow
+def test_a_plan_needs_a_topology_and_no_run_folder(tmp_path):
+    path = tmp_path / "plan.json"
+    done = run(
+        f"{QUICKSTART}:lr", *TINY, "--mode=plan", "--plan.topology=cpu:2",
+        f"--plan.json={path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "it fits cpu:2" in done.stdout and done.stderr == ""
+    assert json.loads(path.read_text())["batch_size"] == 256
+    without = run(f"{QUICKSTART}:lr", "--mode=plan")
+    assert without.returncode == 1
+    assert "--mode=plan needs --plan.topology" in without.stderr
+    other = run(f"{QUICKSTART}:lr", "--plan.topology=cpu:2", f"--workdir={tmp_path}")
+    assert "--plan.topology is for --mode=plan, not for --mode=train" in other.stderr
+    neither = run(f"{QUICKSTART}:lr")
+    assert "--workdir must have a value other than None" in neither.stderr
+
+
 # Arguments beside --workdir -> what is told.
 WRONG_FLAGS = [
     ([QUICKSTART, "--config.train.batchsize=3"], "--config.train.batch_size?"),

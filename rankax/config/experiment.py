@@ -442,11 +442,35 @@ class CheckpointConfig(RangedConfig):
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ObserveConfig(RangedConfig):
-    """What the run tells while it goes on and when it ends."""
+    """What the run tells while it goes on and when it ends.
+
+    Attributes:
+        profile_steps: "100:110" traces the ten steps after step 100 with the profiler
+            of jax, into `profile/` of the run folder; "" = off.
+    """
 
     log_every: int = 50
     tensorboard: bool = True
     report: bool = True
+    profile_steps: str = ""
+
+    def problems(self) -> list[str]:
+        """Steps to profile that are no range."""
+        first, last = step_range(self.profile_steps)
+        if self.profile_steps and first >= last:
+            return [
+                f"profile_steps = {self.profile_steps!r} must be FIRST:LAST with FIRST "
+                "below LAST, such as '100:110' for the ten steps after step 100"
+            ]
+        return []
+
+
+def step_range(text: str) -> tuple[int, int]:
+    """Reads "FIRST:LAST", steps after FIRST up to LAST; (0, 0) for anything else."""
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        return 0, 0
+    return int(first), int(last)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -26,8 +26,8 @@ import dataclasses
 from rankax.observe.peaks import Peaks
 from rankax.parallel.topology import Topology
 
-# Dimensions of a slice whose ends are joined: those of whole cubes on 3D machines, and of
-# the whole pod on 2D ones.
+# The ends of a slice are joined if all its dimensions are multiples of these: whole
+# cubes of 3D machines, the whole pod of 2D ones.
 _JOINED_3D, _JOINED_2D = 4, 16
 
 

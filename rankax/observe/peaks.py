@@ -67,7 +67,7 @@ def _gpu(
     network: float = 0.0,
     neighbours: int = 8,
 ) -> Peaks:
-    """GB of memory, GB/s of memory and of links both ways, Gbit/s of its network card."""
+    """TFLOP/s; GB; GB/s of memory and of links both ways, Gbit/s of the network."""
     return Peaks(
         float32=float32,
         bfloat16=bfloat16,
@@ -107,9 +107,9 @@ _A10G = _gpu(35, 70, memory=24, rate=600, links=64)
 _T4 = _gpu(8.1, 0, memory=16, rate=320, links=32)
 # Google Cloud's pages "TPU v4" … "TPU7x": peak compute per chip (bf16), HBM bandwidth,
 # bidirectional ICI bandwidth. A chip is one device, but two on TPU7x. The v4's links
-# follow from its all-reduce bandwidth, 1.1 PB/s by 4,096 chips one way. The memory is what
-# libtpu 0.0.42 lets a program have ("exceeds available HBM (15.75G)"); the v4's that of
-# the page, 32 GiB.
+# follow from its all-reduce bandwidth, 1.1 PB/s by 4,096 chips one way. The memory is
+# what libtpu 0.0.42 lets a program have ("exceeds available HBM (15.75G)"); the v4's
+# that of the page, 32 GiB.
 _V4 = _tpu(275, memory=32, rate=1200, links=2 * 1.1e6 / 4096)
 _V5E = _tpu(197, memory=15.75, rate=819, links=400)
 _V5P = _tpu(459, memory=95.74, rate=2765, links=1200)

@@ -25,6 +25,10 @@ def _scaled(number: float, unit: str = "") -> str:
     return f"{number:.0f} {unit}".rstrip()
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
+
+
 def _digits(number: float) -> str:
     return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}"
 
@@ -32,13 +36,14 @@ def _digits(number: float) -> str:
 def _head(plan: Mapping[str, Any]) -> Iterator[str]:
     count, chips, devices = plan["parameters"], plan["chips"], plan["devices"]
     of = f" ({devices:,} devices)" if devices != chips else ""
+    machine = f"{plan['topology']}: {_count(chips, 'chip')}{of}"
     yield (
         f"{plan['backbone']} on {plan['data_set']}: {count['tables']:,} table and "
         f"{count['dense']:,} dense parameters, batches of {plan['batch_size']:,}"
     )
     seconds = plan["compile_seconds"]
     took = f" in {seconds:.0f} s" if seconds else ""
-    yield f"{plan['topology']}: {chips:,} chips{of}; {plan['source']}{took}"
+    yield f"{machine}; {plan['source']}{took}"
     if plan["refusal"]:
         yield f"the compiler says: {plan['refusal'][:600]}"
 
@@ -150,10 +155,11 @@ def _speed(plan: Mapping[str, Any]) -> Iterator[str]:
         f"{found['bound']} (a step: {parts})"
     )
     fed = plan["input"]
+    rate = _scaled(fed["examples_per_second_per_host"])
     yield (
-        f"input: {fed['hosts']:,} hosts, each {_scaled(fed['examples_per_second_per_host'])}"
-        f" examples/s and {size(fed['bytes_per_second_per_host'])}/s to its chips to "
-        f"keep up ({size(fed['bytes_per_example'])} an example)"
+        f"input: {_count(fed['hosts'], 'host')}, each {rate} examples/s and "
+        f"{size(fed['bytes_per_second_per_host'])}/s to its chips to keep up "
+        f"({size(fed['bytes_per_example'])} an example)"
     )
     low, high = found["chip_hours_per_billion"]
     text = f"cost: {low:,.2f} to {high:,.2f} chip-hours per billion examples"
@@ -172,10 +178,10 @@ def _verdict(plan: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     memory, room = plan["memory"], plan["memory_bytes_per_chip"]
     if plan["is_fitting"]:
-        text = f"it fits {plan['topology']}"
+        used = "how much memory there is, you know"
         if room:
-            text += f": {memory['total'] / room:.0%} of a chip's memory"
-        yield text
+            used = f"it takes {memory['total'] / room:.1%} of a chip's memory"
+        yield f"it fits {plan['topology']}: {used}"
         return
     over = memory["total"] - room if room else 0
     lacks = f": {size(over)} too much on each chip" if over > 0 else ""

@@ -69,8 +69,8 @@ def wire_bytes_per_step(
 ) -> float:
     """Returns the bytes that each of N devices sends in a training step.
 
-    Those of `exchange_bytes_per_step` and `gradient_bytes_per_step`. What Token Parallel
-    exchanges of the activations is not in it, nor are a few hundred counters.
+    Those of `exchange_bytes_per_step` and `gradient_bytes_per_step`. What Token
+    Parallel exchanges of the activations is not in it, nor are a few hundred counters.
 
     Args:
         config: the run.

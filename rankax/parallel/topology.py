@@ -8,7 +8,7 @@ libtpu describes and compiles for TPU slices on any machine. GPUs are stood in f
 as many simulated CPU devices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import importlib.util
@@ -118,8 +118,26 @@ def sizes(kind: str) -> tuple[str, ...]:
     return tuple(f"{kind}:{size}" for size in known)
 
 
+def prepare(names: Sequence[str]) -> None:
+    """Makes jax start with as many CPU devices as the largest of some machines needs.
+
+    Accelerators of this machine stay free. Without effect once jax has started.
+
+    Args:
+        names: of all machines.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    counts = [
+        topology.num_devices
+        for topology in map(parse, names)
+        if topology.platform != "tpu"
+    ]
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", max(counts, default=1))
+
+
 def devices(topology: Topology) -> list[Any]:
-    """Returns the devices to compile for; starts no accelerator.
+    """Returns the devices to compile for; call `prepare` first.
 
     Raises:
         ConfigError: libtpu is missing or does not know the slice, or jax has started
@@ -128,8 +146,6 @@ def devices(topology: Topology) -> list[Any]:
     if topology.platform == "tpu":
         return _of_slice(topology)
     count = topology.num_devices
-    with contextlib.suppress(RuntimeError):  # jax has started
-        jax.config.update("jax_num_cpu_devices", count)
     found = jax.devices("cpu")
     if len(found) < count:
         raise ConfigError(

@@ -1,3 +1,9 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +13,7 @@ from rankax.config.experiment import ExperimentConfig
 from rankax.config.synthetic import SyntheticConfig
 from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
+from rankax.observe import traffic
 from rankax.parallel import topology
 from rankax.training import ahead_of_time
 from rankax.training.setup import schema_of, set_up
@@ -92,3 +99,44 @@ def test_a_schema_given_by_hand_needs_no_data_set():
     mesh = jax.devices()[:3]
     with pytest.raises(ConfigError, match="3 devices"):
         ahead_of_time.compile_train_step(config, mesh, schema=schema)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dcnv2", "tokenmixer", "dnn-din-2-devices"])
+def test_planned_memory_is_what_a_process_then_takes(name):
+    script = pathlib.Path(__file__).with_name("measured_memory.py")
+    root = script.parents[2]
+    done = subprocess.run(
+        [sys.executable, str(script), name],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["temporaries"] >= 0.3 * found["planned"]
+    assert found["measured"] == pytest.approx(found["planned"], rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["dnn", "dcnv2", "deepfm"])
+def test_planned_wire_bytes_are_those_of_the_program(model):
+    """Tables and gradients to the byte; the rest are counters and the loss."""
+    config = make_config(dtype="bfloat16" if model == "dcnv2" else "float32")
+    config.model.backbone = named_config(model)
+    found = ahead_of_time.compile_train_step(config, jax.devices())
+    steps, sent = found.steps, {}
+    for each in found.collectives:
+        sent[each.kind] = sent.get(each.kind, 0.0) + each.sent_bytes
+    assert sent.keys() == {"all-to-all", "all-reduce"}
+    planned = traffic.exchange_bytes_per_step(config, steps.engine)
+    assert sent["all-to-all"] == planned > 0
+    planned = traffic.gradient_bytes_per_step(steps.engine, steps.params)
+    plan = steps.engine.plan
+    columns, tables = plan.num_columns, sum(len(part.tables) for part in plan.parts)
+    counters = 2 * columns + 8 * tables + 8 * len(plan.groups)
+    scalars = sent["all-reduce"] / (2 * 7 / 8 * 4) - planned / (2 * 7 / 8 * 4)
+    assert 0 < scalars <= counters + 8

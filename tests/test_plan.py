@@ -1,0 +1,167 @@
+import json
+
+import jax
+import pytest
+
+from rankax import plan as planning
+from rankax.config.base import ConfigError
+from rankax.config.experiment import ExperimentConfig, ParquetConfig
+from rankax.config.synthetic import SyntheticConfig
+from rankax.data import synthetic
+from rankax.models import backbones  # noqa: F401
+from rankax.models.base import named_config
+from rankax.observe import plan_screen
+
+
+def make_config(**options):
+    config = ExperimentConfig()
+    config.data.source = SyntheticConfig(num_train_rows=1024, rows_per_group=512)
+    config.data.tasks = ("ctr",)
+    config.model.backbone = named_config("dnn", hidden_dims=(16,))
+    config.train.batch_size = 256
+    config.train.num_steps = 1
+    config.tables.replicate_below_bytes = 10_000
+    for name, value in options.items():
+        setattr(config.tables, name, value)
+    return config
+
+
+@pytest.fixture(scope="module")
+def gpus(tmp_path_factory):
+    """(plan, its JSON, what was printed) of eight GPUs, with a price."""
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    found = planning.plan(
+        make_config(), topology="h100:8", price_per_chip_hour=3.0, json_path=str(path)
+    )
+    return found, json.loads(path.read_text())
+
+
+def test_a_plan_says_everything_and_json_says_the_same(gpus):
+    found, saved = gpus
+    assert saved == json.loads(json.dumps(found))
+    assert found["source"].startswith("estimate")
+    assert found["is_fitting"] and found["chips"] == 8
+    memory = found["memory"]
+    parts = ("tables", "dense", "batch", "temporaries", "padding", "code")
+    assert memory["total"] == sum(memory[name] for name in parts)
+    assert memory["tables"] == sum(t["bytes_per_chip"] for t in found["tables"])
+    assert found["memory_bytes_per_chip"] == 80e9
+    sent = sum(row["sent_bytes"] for row in found["collectives"])
+    assert found["wire_bytes_per_step"] == pytest.approx(sent)
+    assert {row["kind"] for row in found["collectives"]} == {"all-to-all", "all-reduce"}
+    assert found["train_flops_per_example"] == 3 * found["flops_per_example"]
+
+
+def test_cost_and_input_follow_from_the_forecast(gpus):
+    found, _ = gpus
+    most = found["forecast"]["most_examples_per_second"]
+    hours = 1e9 / most / 3600 * 8
+    assert found["forecast"]["chip_hours_per_billion"][0] == pytest.approx(hours)
+    assert found["forecast"]["price_per_billion"][0] == pytest.approx(3 * hours)
+    fed = found["input"]
+    assert fed["hosts"] == 1
+    assert fed["examples_per_second_per_host"] == most
+    assert fed["bytes_per_second_per_host"] == pytest.approx(
+        most * fed["bytes_per_example"]
+    )
+
+
+def test_the_screen_is_one_screen_and_names_what_matters(gpus):
+    found, _ = gpus
+    text = plan_screen.render(found)
+    assert len(text.splitlines()) <= 45
+    for part in ("h100:8: 8 chips; estimate", "site", "all-to-all", "examples/s",
+                 "chip-hours", "it fits h100:8"):  # fmt: skip
+        assert part in text
+
+
+def test_nothing_is_allocated(monkeypatch):
+    """3e11 parameters, on a machine with far less memory than that."""
+    config = make_config()
+    config.model.backbone = named_config("lr")
+    config.train.batch_size = 64
+    card = synthetic.card(config.data.source)
+    monkeypatch.setattr(
+        planning.setup.sources, "load_card", lambda source: huge(card, 2_000_000_000)
+    )
+    found = planning.plan(config, topology="cpu:8")
+    assert found["parameters"]["tables"] > 1e10
+    assert found["memory"]["tables"] * 8 > 1e11
+
+
+def huge(card, num_rows):
+    import dataclasses
+
+    tables = tuple(
+        dataclasses.replace(table, num_rows=num_rows, ids="hash")
+        for table in card.tables
+    )
+    return dataclasses.replace(card, tables=tables)
+
+
+def test_what_does_not_fit_comes_with_what_to_change(monkeypatch, capsys):
+    config = make_config()
+    card = synthetic.card(config.data.source)
+    monkeypatch.setattr(
+        planning.setup.sources, "load_card", lambda source: huge(card, 100_000_000)
+    )
+    found = planning.plan(config, topology="h100:1")
+    assert not found["is_fitting"]
+    assert "tables and weights alone do not fit" in found["source"]
+    told = capsys.readouterr().out
+    assert "it does not fit h100:1" in told
+    assert "tables.dtype = 'bfloat16'" in told
+    assert "--plan.topology=h100:" in told
+
+
+def test_without_a_size_the_smallest_that_fits_is_chosen(monkeypatch):
+    config = make_config()
+    card = synthetic.card(config.data.source)
+    monkeypatch.setattr(
+        planning.setup.sources, "load_card", lambda source: huge(card, 100_000_000)
+    )
+    found = planning.plan(config, topology="h100")
+    sizes = {row["topology"]: row["is_fitting"] for row in found["tried"]}
+    *smaller, chosen = sizes
+    assert found["topology"] == chosen and found["is_fitting"]
+    assert smaller and not any(sizes[name] for name in smaller)
+
+
+def test_a_compiler_that_refuses_is_quoted(monkeypatch, capsys):
+    def refuse(steps, batch):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM")
+
+    monkeypatch.setattr(planning.ahead_of_time, "compile_steps", refuse)
+    found = planning.plan(make_config(), topology="cpu:8")
+    assert not found["is_fitting"]
+    told = capsys.readouterr().out
+    assert "the compiler says: RESOURCE_EXHAUSTED: Ran out of memory on HBM" in told
+
+
+def test_a_card_alone_is_enough(tmp_path, capsys):
+    config = make_config()
+    card = synthetic.card(config.data.source)
+    card.save(tmp_path)
+    config.data.source = ParquetConfig(path=str(tmp_path))
+    found = planning.plan(config, topology="cpu:8", json_path="-")
+    assert "never repeat" in found["exchange"]
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found))
+
+
+def test_machines_that_cannot_run_it_are_refused_with_advice():
+    with pytest.raises(ConfigError, match=r"train.batch_size = 256 must be a multiple"):
+        planning.plan(make_config(), topology="cpu:3")
+    with pytest.raises(ConfigError, match="did you mean"):
+        planning.plan(make_config(), topology="h10:8")
+
+
+@pytest.mark.slow
+def test_a_slice_is_compiled_for_and_told_apart_from_an_estimate():
+    pytest.importorskip("libtpu")
+    found = planning.plan(make_config(), topology="v5e:2x2")
+    assert found["source"] == "compiled by libtpu"
+    assert found["memory"]["code"] > 0
+    assert found["input"]["hosts"] == 1
+    twice = planning.plan(make_config(), topology="tpu7x:2x2x1")
+    assert (twice["chips"], twice["devices"]) == (4, 8)
+    assert twice["memory_bytes_per_chip"] == 2 * 94.75 * 2**30

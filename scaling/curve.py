@@ -4,6 +4,7 @@ from collections.abc import Hashable, Sequence
 import dataclasses
 
 import numpy as np
+from scipy import stats
 
 from scaling import bootstrap, forms, solve
 from scaling.forms import Form
@@ -249,6 +250,25 @@ def estimates(value: np.ndarray, draws: np.ndarray) -> list[Estimate]:
         Estimate(value=float(v), p5=float(a), p50=float(b), p95=float(c))
         for v, a, b, c in zip(value, *quantiles, strict=True)
     ]
+
+
+def lack_of_fit(fit: Fit) -> float:
+    """Returns the p-value of the F test that only noise parts the points from the law.
+
+    The spread of points of one x measures the noise, and the means of each x should
+    differ from the law by no more. 1.0 where no x has two points, or where there are no
+    more different x than parameters.
+    """
+    groups: dict[tuple[float, ...], list[float]] = {}
+    for x, residual in zip(np.atleast_2d(fit.points.x.T).T, fit.residuals, strict=True):
+        groups.setdefault(tuple(x), []).append(residual)
+    means = {x: float(np.mean(own)) for x, own in groups.items()}
+    pure = sum(((np.array(own) - means[x]) ** 2).sum() for x, own in groups.items())
+    lack = sum(len(own) * means[x] ** 2 for x, own in groups.items())
+    freedom = len(groups) - fit.form.num_fitted, len(fit.residuals) - len(groups)
+    if min(freedom) < 1 or not pure:
+        return 1.0
+    return float(stats.f.sf(lack / freedom[0] / (pure / freedom[1]), *freedom))
 
 
 def slope_ratio(first: Fit, second: Fit) -> Estimate:

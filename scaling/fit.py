@@ -33,6 +33,7 @@ _FEWEST_SIZES, _ENOUGH_SIZES, _ENOUGH_DECADES = 4, 5, 2
 _JOINT_SIZES, _JOINT_CHECKPOINTS = 3, 3
 _JOINT_METRICS = ("logloss", "1-auc")
 _BAND_POINTS = 41
+_REFUTED = 0.05  # p-value of a lack of fit
 _COMPACT = (",", ":")
 
 Entry = dict[str, Any]
@@ -521,8 +522,10 @@ def _data_entries(
     entry |= {"held_out": [], "held_out_error": None}
     entry["loglinear"] = {"params": _params(line), "held_out_error": None}
     entry["identified"] = power.is_curvature_identified
-    entry["preferred"] = _preferred(entry, power)
-    chosen = power if entry["identified"] else line
+    # Without held-out sizes the points themselves must refute the straight line.
+    bends = curve.lack_of_fit(line) < _REFUTED and power.objective < line.objective
+    chosen = power if entry["identified"] or bends else line
+    entry["preferred"] = chosen.form.name
     seen = max(row["samples_seen"] for row in rows)
     (said,) = chosen.interval([2 * seen])
     entry["doubled"] = {

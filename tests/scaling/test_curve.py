@@ -1,7 +1,10 @@
 """Fits against laws that are known: planted ones, and published points."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import scipy.stats
 
 from scaling import curve, forms
 
@@ -314,3 +317,38 @@ def test_points_must_be_finite_and_of_one_length():
         curve.Points(x=np.array([1.0, 2]), y=np.array([1.0, np.nan]))
     with pytest.raises(ValueError, match="3 x for 2 values of y"):
         curve.Points(x=np.array([1.0, 2, 3]), y=np.array([1.0, 2]))
+
+
+def test_lack_of_fit_is_the_f_test_of_replicates():
+    rng = np.random.default_rng(3)
+    x = np.repeat([1.0, 2.0, 4.0, 8.0, 16.0], 4)
+    bent = 1.0 + 0.2 * x**-1.0 + 0.004 * rng.standard_normal(len(x))
+    points = curve.Points(
+        x=x,
+        y=bent,
+        sizes=[str(v) for v in x],
+        runs=[str(n) for n in range(len(x))],
+        checkpoints=[1] * len(x),
+    )
+    line = curve.fit(forms.LOGLINEAR, points, sigma=None, num_replicates=0)
+    # As the analysis of variance has it, with statistics of its own.
+    groups = [line.residuals[x == v] for v in np.unique(x)]
+    within = sum(((g - g.mean()) ** 2).sum() for g in groups) / (20 - 5)
+    between = sum(len(g) * g.mean() ** 2 for g in groups) / (5 - 2)
+    expected = 1 - scipy.stats.f(3, 15).cdf(between / within)
+    assert curve.lack_of_fit(line) == pytest.approx(expected, abs=1e-12)
+    assert curve.lack_of_fit(line) < 1e-4
+    power = curve.fit(forms.POWER_CONST, points, sigma=None, num_replicates=0)
+    assert curve.lack_of_fit(power) > 0.05
+    alone = dataclasses.replace(
+        line,
+        residuals=line.residuals[::4],
+        points=curve.Points(
+            x=x[::4],
+            y=bent[::4],
+            sizes=points.sizes[::4],
+            runs=points.runs[::4],
+            checkpoints=[1] * 5,
+        ),
+    )
+    assert curve.lack_of_fit(alone) == 1.0

@@ -76,8 +76,8 @@ CASES = {
     "dnn-din-2-devices": Case(
         backbone="dnn",
         options={"embedding_dim": 16, "hidden_dims": (256, 128)},
-        batch_size=4096,
-        num_users=2_000_000,
+        batch_size=8192,
+        num_users=4_000_000,
         devices=2,
         is_din=True,
     ),

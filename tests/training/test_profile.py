@@ -79,6 +79,7 @@ def test_a_continued_run_traces_what_is_left_of_the_range(tmp_path, monkeypatch)
     assert traced(tmp_path) == [[7, 8], [9, 10]]
 
 
+@pytest.mark.slow
 def test_a_progressive_run_is_traced_across_its_windows(tmp_path):
     config = make_config("5:8", num_steps=0)
     config.train.num_epochs = 1

@@ -75,8 +75,9 @@ def test_the_screen_is_one_screen_and_names_what_matters(gpus):
         assert part in text
 
 
+@pytest.mark.slow
 def test_nothing_is_allocated(monkeypatch):
-    """3e11 parameters, on a machine with far less memory than that."""
+    """Tables of 2e9 rows each, more than a machine like this one has memory for."""
     config = make_config()
     config.model.backbone = named_config("lr")
     config.train.batch_size = 64

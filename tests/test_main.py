@@ -89,7 +89,7 @@ WRONG_FLAGS = [
     ([QUICKSTART, "--config.train.batch_size=100"], "must be a multiple of data.lanes"),
     (
         [QUICKSTART, "--mode=exports"],
-        "<train|evaluate|predict|replay|export|progressive|publish>",
+        "<train|evaluate|predict|replay|export|progressive|publish|plan>",
     ),
     ([QUICKSTART, "--mode=predict"], "needs --predict_data=FOLDER/SPLIT"),
     (

@@ -76,6 +76,7 @@ def test_the_screen_is_one_screen_and_names_what_matters(gpus):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_nothing_is_allocated(monkeypatch):
     """Tables of 2e9 rows each, more than a machine like this one has memory for."""
     config = make_config()

@@ -50,6 +50,7 @@ def assert_every_example_once_per_epoch(batches, num_epochs):
     assert sorted(rows) == sorted([*range(ROWS["train"])] * num_epochs)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_a_save_in_an_evaluation_and_in_a_step_ends_bit_equal(
     clean, whole, tmp_path
 ):

@@ -298,7 +298,7 @@ def test_a_checkpoint_restores_on_other_device_counts(tmp_path, monkeypatch):
     original = meshes.make_mesh
 
     def use(count):
-        def make(*, data=0, model=1):
+        def make(*, data=0, model=1, devices=None):
             return original(data=count, model=1, devices=jax.devices()[:count])
 
         monkeypatch.setattr(meshes, "make_mesh", make)

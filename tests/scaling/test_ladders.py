@@ -167,6 +167,7 @@ def arguments(toy, **options):
     return group.todo({}).runs[0].arguments("runs", **options)
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_resumes_to_the_same_rows(tmp_path, started, monkeypatch):
     toy, folder = make(tmp_path / "toy")
     sweep.sweep(toy, folder, runs=tmp_path / "runs").run()
@@ -333,6 +334,7 @@ def test_an_optimum_at_an_edge_is_told_and_a_diverged_rate_is_never_best():
 # ---------------------------------------------------------------- ladders, dry run
 
 
+@pytest.mark.slow
 def test_ladders_say_what_sizes_cost_without_a_run(capsys):
     ladders.main(["synthetic"])
     lines = capsys.readouterr().out.splitlines()

@@ -7,7 +7,6 @@ python -m scaling.collect synthetic                       # checks the rows agai
 this at its end; with --runs the file is made anew from the folders.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 import itertools
 import json
@@ -26,6 +25,7 @@ from rankax.observe import stores
 from scaling import noise
 from scaling.runs import COLUMNS, LadderGroup
 from scaling.study import Study, load
+from scaling.study import parser as study_parser
 
 FILE_NAME = "runs.jsonl"
 # What the rows of a study must have in common, and why.
@@ -189,15 +189,7 @@ def collect(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m scaling.collect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("study", help="name or folder")
-    parser.add_argument(
-        "--datasets", default="", help="folder of the data sets, if not datasets"
-    )
+    parser = study_parser("scaling.collect", __doc__)
     parser.add_argument("--runs", type=pathlib.Path, help="take rows from run folders")
     parser.add_argument(
         "--allow", default="", help=f"what may differ, of {', '.join(COMMON)}"

@@ -114,6 +114,17 @@ def find(
     return None
 
 
+def points(rows: Sequence[Row], *, axis: str, metric: str) -> Points:
+    """Returns rows that were selected, as points of a law of one axis."""
+    return Points(
+        x=np.array([row[axis] for row in rows], np.float64),
+        y=np.array([rows_lib.metric_value(row, metric) for row in rows], np.float64),
+        sizes=[row["size_name"] for row in rows],
+        runs=[row["run_id"] for row in rows],
+        checkpoints=[row["samples_seen"] for row in rows],
+    )
+
+
 # ---------------------------------------------------------------- what is fitted
 
 
@@ -158,13 +169,7 @@ class _Source:
         return value
 
     def points(self, rows: Sequence[Row]) -> Points:
-        return Points(
-            x=np.array([row[self.axis] for row in rows], np.float64),
-            y=np.array([self.value(row) for row in rows]),
-            sizes=[row["size_name"] for row in rows],
-            runs=[row["run_id"] for row in rows],
-            checkpoints=[row["samples_seen"] for row in rows],
-        )
+        return points(rows, axis=self.axis, metric=self.metric)
 
     def fit(self, form: forms.Form, rows: Sequence[Row], options: Options) -> Fit:
         return curve.fit(

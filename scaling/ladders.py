@@ -12,7 +12,6 @@ Nothing is trained and no parameter is made. Shape rules, told in advance:
     table_dim       D of all tables
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 import sys
@@ -21,6 +20,7 @@ from rankax.config.base import ConfigError
 from rankax.data.errors import DataError
 from scaling.runs import LadderGroup
 from scaling.study import Ladder, Size, Study, load
+from scaling.study import parser as study_parser
 
 SEEDS = (0, 1, 2)
 
@@ -150,15 +150,7 @@ def table(study: Study) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m scaling.ladders",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("study", help="name or folder")
-    parser.add_argument(
-        "--datasets", default="", help="folder of the data sets, if not datasets"
-    )
+    parser = study_parser("scaling.ladders", __doc__)
     flags = parser.parse_args(arguments)
     try:
         print(table(load(flags.study)[0].at(flags.datasets)))

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
 
-Row = dict[str, Any]
+from experiments.results import Results, Row
 
 FILE_NAME = "runs.jsonl"
 
@@ -45,9 +44,7 @@ def read(folder: pathlib.Path) -> list[Row]:
             f"no {FILE_NAME} in {folder}; train a study and collect it with "
             "`python -m scaling.collect` first, or name its folder"
         )
-    # A last line without its end is being written.
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+    return Results(path).read()
 
 
 def metric_value(row: Row, metric: str) -> float | None:

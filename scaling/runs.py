@@ -73,9 +73,14 @@ class ScalingRun:
         return {**self.study.overrides, **self.size.overrides, **own}
 
     @functools.cached_property
+    def config(self) -> ExperimentConfig:
+        """With all overrides."""
+        return configured(self.study, self.ladder, self.options)
+
+    @functools.cached_property
     def config_hash(self) -> str:
         """Of the run folder."""
-        return run_folder.hash_of(configured(self.study, self.ladder, self.options))
+        return run_folder.hash_of(self.config)
 
     @property
     def name(self) -> str:
@@ -103,10 +108,8 @@ class ScalingRun:
     @property
     def seconds(self) -> float:
         """Forecast by arithmetic."""
-        return (
-            START_SECONDS
-            + self.group.costs(self.size)["train_flops"] / FLOPS_PER_SECOND
-        )
+        flops = self.group.costs(self.size)["train_flops"]
+        return START_SECONDS + flops / self.group.flops_per_second
 
     def key(self) -> tuple[Any, ...]:
         """That of its rows."""
@@ -140,12 +143,11 @@ class ScalingRun:
         last = result["step"]
         scores = {line["step"]: line for line in lines if line["split"] == "valid"}
         losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
-        config = configured(self.study, self.ladder, self.options)
-        batch, task = config.train.batch_size, self.study.task
+        batch, task = self.config.train.batch_size, self.study.task
         columns = self._columns() | {
             "config_hash": result["config_hash"],
             "data_hash": result["dataset_fingerprint"],
-            "eval_hash": _eval_hash(config, result["dataset_fingerprint"]),
+            "eval_hash": _eval_hash(self.config, result["dataset_fingerprint"]),
             "n_dense_total": result["num_dense_parameters"],
             "n_dense_active": result["num_active_dense_parameters"],
             "n_table": result["num_table_parameters"],
@@ -190,9 +192,7 @@ class ScalingRun:
     def _columns(self) -> Row:
         """Returns all columns, with what is known before the run."""
         row: Row = dict.fromkeys(ROW_COLUMNS)
-        config = configured(self.study, self.ladder, self.options)
-        known = self.group.costs(self.size)
-        shuffled = config.data.shuffle
+        config, known = self.config, self.group.costs(self.size)
         return row | {
             "run_id": self.run_id,
             "study": self.study.name,
@@ -206,7 +206,7 @@ class ScalingRun:
             "collision_share": known["collision_share"],
             "n_dense_total": known["n_dense_total"],
             "seed": self.seed,
-            "order_seed": self.seed if shuffled else None,
+            "order_seed": self.seed if config.data.shuffle else None,
             "lr_dense": self.rate,
             "lr_sparse": config.optimizer.sparse.learning_rate,
             "lr_stage": self.is_search,
@@ -237,9 +237,16 @@ ROW_COLUMNS = (
 class LadderGroup:
     """The runs of one ladder, in the driver's hands."""
 
-    def __init__(self, study: Study, ladder: Ladder):
-        """Takes a ladder of a study."""
+    def __init__(
+        self,
+        study: Study,
+        ladder: Ladder,
+        *,
+        flops_per_second: float = FLOPS_PER_SECOND,
+    ):
+        """Takes a ladder of a study, and how fast one run is thought to be."""
         self.study, self.ladder = study, ladder
+        self.flops_per_second = flops_per_second
         self._costs: dict[str, dict[str, Any]] = {}  # by size
         self._runs: dict[tuple[Any, ...], ScalingRun] = {}
 
@@ -313,14 +320,11 @@ class LadderGroup:
         """
         fingerprint = ""
         for size in self.ladder.sizes:
-            options = {**self.study.overrides, **size.overrides}
-            config = configured(self.study, self.ladder, options)
             try:
-                setup = set_up(config)
+                fingerprint = self.costs(size)["data_hash"]
             except (ConfigError, DataError) as error:
                 name = f"{self.ladder.name}/{size.name}"
                 raise ConfigError(f"{name}: {error}") from error
-            fingerprint = setup.dataset_fingerprint
         return fingerprint
 
     def _run(
@@ -346,7 +350,7 @@ def configured(
 
 
 def measure(study: Study, ladder: Ladder, size: Size) -> dict[str, Any]:
-    """Returns what a size costs and what its tables are; makes no parameter."""
+    """Returns what a size costs, its tables and its data; makes no parameter."""
     config = configured(study, ladder, {**study.overrides, **size.overrides})
     setup = set_up(config)
     engine = setup.steps.engine
@@ -354,6 +358,7 @@ def measure(study: Study, ladder: Ladder, size: Size) -> dict[str, Any]:
     samples = setup.num_steps(config) * config.train.batch_size
     dims = [dim for role, dim in engine.plan.dims.items() if role == "embedding"]
     return {
+        "data_hash": setup.dataset_fingerprint,
         "n_dense_total": cost.num_dense_parameters,
         "n_dense_active": cost.num_active_dense_parameters,
         "n_table": cost.num_table_parameters,

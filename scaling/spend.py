@@ -9,7 +9,6 @@ axis doubled (`Ladder.doubled`), whose parameters and FLOPs are counted, not gue
 For data it is the learning curve's. Intervals are of the difference, by bootstrap.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 import json
 import pathlib
@@ -17,17 +16,16 @@ import sys
 from typing import Any
 
 from etils import epath
-import numpy as np
 
 from rankax.config.base import ConfigError
 from rankax.data.errors import DataError
 from rankax.observe import stores
 from scaling import curve, fit, forms, noise
 from scaling import rows as rows_lib
-from scaling.curve import Points
 from scaling.rows import Row
 from scaling.runs import LadderGroup, measure
 from scaling.study import Ladder, Study, load
+from scaling.study import parser as study_parser
 
 FILE_NAME = "spend.json"
 METRIC = "logloss"
@@ -73,7 +71,7 @@ def _ladders(
         measured = noise.measure(own, METRIC, split=rows_lib.final_split(own))
         law = curve.fit(
             _FORMS[name],
-            _points(sound, axis),
+            fit.points(sound, axis=axis, metric=METRIC),
             sigma=measured.sigma if measured and measured.sigma else None,
             num_replicates=num_replicates,
         )
@@ -90,16 +88,6 @@ def _ladders(
             "factor_data": 1.0,
             "note": f"by {law.form.name} on {axis}, {law.points.num_sizes} sizes",
         }
-
-
-def _points(rows: Sequence[Row], axis: str) -> Points:
-    return Points(
-        x=np.array([row[axis] for row in rows], np.float64),
-        y=np.array([row[METRIC] for row in rows]),
-        sizes=[row["size_name"] for row in rows],
-        runs=[row["run_id"] for row in rows],
-        checkpoints=[row["samples_seen"] for row in rows],
-    )
 
 
 def _costs(study: Study, ladder: Ladder) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -134,15 +122,7 @@ def _data(study: Study, fits: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m scaling.spend",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("study", help="name or folder")
-    parser.add_argument(
-        "--datasets", default="", help="folder of the data sets, if not datasets"
-    )
+    parser = study_parser("scaling.spend", __doc__)
     parser.add_argument(
         "--replicates",
         type=int,

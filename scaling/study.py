@@ -4,6 +4,7 @@ A study is a Python file with `get_study() -> Study`, `scaling/studies/NAME/stud
 its results lie beside it.
 """
 
+import argparse
 from collections.abc import Mapping
 import dataclasses
 import pathlib
@@ -135,3 +136,22 @@ def load(name: str) -> tuple[Study, pathlib.Path]:
             "give the path of a folder"
         )
     return runpy.run_path(str(path))["get_study"](), folder
+
+
+def parser(module: str, text: str | None) -> argparse.ArgumentParser:
+    """Returns the parser of a command on a study: its name, and where its data are.
+
+    Args:
+        module: the command, as `python -m` takes it.
+        text: its help.
+    """
+    made = argparse.ArgumentParser(
+        f"python -m {module}",
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("study", help="name or folder")
+    made.add_argument(
+        "--datasets", default="", help="folder of the data sets, if not datasets"
+    )
+    return made

@@ -12,7 +12,6 @@ checkpoint, what failed stays failed until --retry. A run whose loss was not fin
 a row that says so, and enters no fit.
 """
 
-import argparse
 from collections.abc import Sequence
 import pathlib
 import shlex
@@ -27,17 +26,16 @@ from scaling import runs as scaling_runs
 from scaling.collect import FILE_NAME, MixedRowsError, collect
 from scaling.runs import COLUMNS, LadderGroup
 from scaling.study import Study, load
+from scaling.study import parser as study_parser
 
 RUNS = pathlib.Path("runs/scaling")
 
 
-def dry_run(driver: Driver, *, flops_per_second: float, jobs: int) -> str:
+def dry_run(driver: Driver) -> str:
     """Returns a line per ladder and size of what is left: FLOPs, hours.
 
     Args:
         driver: of the study.
-        flops_per_second: of one run, for sizes of which no run has finished.
-        jobs: runs at a time.
     """
     states = driver.states()
     left = states["open"] + states["waiting"]
@@ -52,19 +50,17 @@ def dry_run(driver: Driver, *, flops_per_second: float, jobs: int) -> str:
         first = own[0]
         assert isinstance(first, scaling_runs.ScalingRun)
         cost = first.group.costs(first.size)
-        forecast = scaling_runs.START_SECONDS + cost["train_flops"] / flops_per_second
-        finished = known.get(like)
-        seconds = sum(finished) / len(finished) if finished else forecast
+        (seconds,) = driver.seconds([first])
         total += seconds * len(own)
         lines.append(
             f"{first.ladder.name:24} {first.size.name:6} {len(own):5} "
             f"{cost['flops']:13,.0f} {cost['train_flops']:12.3g} "
-            f"{seconds / 60:8.1f}{'' if finished else '  by arithmetic'}"
+            f"{seconds / 60:8.1f}{'' if like in known else '  by arithmetic'}"
         )
     lines.append(
         f"{len(states['done'])} runs done, {len(states['failed'])} failed, {len(left)} "
-        f"left: {total / 3600:.2f} hours of one run, {total / 3600 / jobs:.2f} hours "
-        f"by {jobs} at a time"
+        f"left: {total / 3600:.2f} hours of one run, {total / 3600 / driver.jobs:.2f} "
+        f"hours by {driver.jobs} at a time"
     )
     return "\n".join(lines)
 
@@ -83,6 +79,7 @@ def sweep(
     jobs: int = 1,
     threads_per_run: int = 0,
     retry: bool = False,
+    flops_per_second: float = scaling_runs.FLOPS_PER_SECOND,
 ) -> Driver:
     """Returns the driver of a study's runs.
 
@@ -95,9 +92,13 @@ def sweep(
         jobs: runs at a time.
         threads_per_run: cores of one; 0 = all.
         retry: forget failures.
+        flops_per_second: of one run, for sizes of which no run has finished.
     """
     study = study.at(datasets)
-    groups = [LadderGroup(study, ladder) for ladder in study.ladders]
+    groups = [
+        LadderGroup(study, ladder, flops_per_second=flops_per_second)
+        for ladder in study.ladders
+    ]
     return Driver(
         [group for group in groups if not ladders or group.ladder.name in ladders],
         runs=runs,
@@ -110,17 +111,9 @@ def sweep(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m scaling.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("study", help="name or folder")
+    parser = study_parser("scaling.sweep", __doc__)
     parser.add_argument("--ladders", default="", help="some of them, as MODEL-AXIS")
     parser.add_argument("--runs", type=pathlib.Path, default=RUNS, help="run folders")
-    parser.add_argument(
-        "--datasets", default="", help="folder of the data sets, if not datasets"
-    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument(
         "--threads-per-run", type=int, default=0, help="cores of one run; 0 = all"
@@ -162,10 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             jobs=flags.jobs,
             threads_per_run=flags.threads_per_run,
             retry=flags.retry and not flags.dry_run,
+            flops_per_second=flags.flops_per_second,
         )
         if flags.dry_run:
-            rate = flags.flops_per_second
-            print(dry_run(driver, flops_per_second=rate, jobs=flags.jobs))
+            print(dry_run(driver))
             return
         if flags.commands:
             states = driver.states()

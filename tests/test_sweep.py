@@ -13,8 +13,7 @@ import sys
 import threading
 import time
 
-from absl import flags
-from ml_collections import config_flags
+from command_lines import parsed
 import numpy as np
 import pytest
 
@@ -60,19 +59,6 @@ def _made_up_set(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(SETS, "made_up", made_up)
     monkeypatch.setattr(drivers, "_POLL_SECONDS", 0.01)
-
-
-def parsed(arguments):
-    """Workdir and configuration as `rankax.main` gets them from a command line."""
-    values = flags.FlagValues()
-    argv = ["main", *arguments[arguments.index("rankax.main") + 1 :]]
-    config = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=argv
-    )
-    workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
-    values(argv)
-    assert workdir.value is not None
-    return pathlib.Path(workdir.value), config.value
 
 
 def without_hash(name):

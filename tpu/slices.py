@@ -16,6 +16,7 @@ import math
 import re
 
 from rankax.config.base import ConfigError, suggest
+from rankax.parallel import topology as topologies
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +112,6 @@ class _Tpu:
         machines: chips of a machine -> machine type.
         shapes: of slices within one plane, or of less than a cube of 4x4x4 chips.
         max_cubes: of 4x4x4 chips in a slice; 0 = it has no third dimension.
-        devices_per_chip: as jax counts them.
         vm: accelerator type of TPU VMs, without the number in its name.
         vm_units_per_chip: in that number: v5p counts cores.
         software: runtime version of TPU VMs.
@@ -121,26 +121,24 @@ class _Tpu:
     machines: Mapping[int, str]
     shapes: tuple[str, ...]
     max_cubes: int = 0
-    devices_per_chip: int = 1
     vm: str = ""
     vm_units_per_chip: int = 1
     software: str = ""
 
 
-_PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _LESS_THAN_A_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 _TPUS = {
     "v5e": _Tpu(
         label="tpu-v5-lite-podslice",
         machines={1: "ct5lp-hightpu-1t", 4: "ct5lp-hightpu-4t", 8: "ct5lp-hightpu-8t"},
-        shapes=_PLANE,
+        shapes=topologies.SIZES_2D,
         vm="v5litepod",
         software="v2-alpha-tpuv5-lite",
     ),
     "v6e": _Tpu(
         label="tpu-v6e-slice",
         machines={1: "ct6e-standard-1t", 4: "ct6e-standard-4t", 8: "ct6e-standard-8t"},
-        shapes=_PLANE,
+        shapes=topologies.SIZES_2D,
         vm="v6e",
         software="v2-alpha-tpuv6e",
     ),
@@ -158,7 +156,6 @@ _TPUS = {
         machines={4: "tpu7x-standard-4t"},
         shapes=_LESS_THAN_A_CUBE,
         max_cubes=144,
-        devices_per_chip=2,
     ),
 }
 
@@ -173,7 +170,7 @@ def _tpu(topology: str, kind: str, shape: str) -> Slice:
         kind=kind,
         shape=shape,
         num_chips=chips,
-        num_devices=chips * tpu.devices_per_chip,
+        num_devices=chips * topologies.DEVICES_PER_CHIP.get(kind, 1),
         num_hosts=chips // per_host,
         machine_type=tpu.machines[per_host],
         resource=_TPU_RESOURCE,

@@ -31,7 +31,7 @@ _TPUS = {
     "v6e": ("TPU v6 lite", 2),
     "tpu7x": ("TPU7x", 3),
 }
-_DEVICES_PER_CHIP = {"tpu7x": 2}
+DEVICES_PER_CHIP = {"tpu7x": 2}  # as jax counts them; else one
 _GPUS = {
     "a100": "NVIDIA A100-SXM4-80GB",
     "h100": "NVIDIA H100 80GB HBM3",
@@ -39,7 +39,7 @@ _GPUS = {
     "l4": "NVIDIA L4",
 }
 # Slices that can be had, from small to large: chips along each dimension.
-_SIZES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+SIZES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SIZES_3D = (
     "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16",
     "8x16x16", "16x16x16",
@@ -99,7 +99,7 @@ def parse(name: str) -> Topology:
         platform=platform,
         device_kind=device_kind,
         num_chips=chips,
-        num_devices=chips * _DEVICES_PER_CHIP.get(kind, 1),
+        num_devices=chips * DEVICES_PER_CHIP.get(kind, 1),
         dims=tuple(dims),
     )
 
@@ -112,7 +112,7 @@ def sizes(kind: str) -> tuple[str, ...]:
     """
     _check_kind(kind, kind)
     if kind in _TPUS:
-        known = _SIZES_2D if _TPUS[kind][1] == 2 else _SIZES_3D
+        known = SIZES_2D if _TPUS[kind][1] == 2 else _SIZES_3D
     else:
         known = tuple(map(str, _COUNTS))
     return tuple(f"{kind}:{size}" for size in known)

@@ -9,8 +9,7 @@ import subprocess
 import sys
 import time
 
-from absl import flags
-from ml_collections import config_flags
+from command_lines import parsed
 import numpy as np
 import pytest
 
@@ -93,19 +92,6 @@ def started(monkeypatch):
 
     monkeypatch.setattr(drivers.Driver, "_process", run)
     return names
-
-
-def parsed(arguments):
-    """Workdir and configuration as `rankax.main` gets them from a command line."""
-    values = flags.FlagValues()
-    argv = ["main", *arguments[arguments.index("rankax.main") + 1 :]]
-    config = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=argv
-    )
-    workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
-    values(argv)
-    assert workdir.value is not None
-    return pathlib.Path(workdir.value), config.value
 
 
 def rows_of(folder):

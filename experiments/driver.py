@@ -48,7 +48,7 @@ class Run(Protocol):
         """That of `Columns.key` in its rows."""
         ...
 
-    def arguments(self, runs: str, datasets: str) -> list[str]:
+    def arguments(self, runs: str) -> list[str]:
         """Returns those of `python`."""
         ...
 
@@ -99,7 +99,7 @@ class Group(Protocol):
         """Returns its runs, by what the rows, which come by key, have decided."""
         ...
 
-    def check(self, datasets: str) -> str:
+    def check(self) -> str:
         """Sets up its runs without training; returns the fingerprint of the data.
 
         Raises:
@@ -116,7 +116,6 @@ class Driver:
         groups: Sequence[Group],
         *,
         runs: pathlib.Path,
-        datasets: str = "",
         results: Results,
         jobs: int = 1,
         threads_per_run: int = 0,
@@ -125,7 +124,6 @@ class Driver:
         """Keeps what the command line says; --retry forgets failures."""
         self.groups = list(groups)
         self.runs = runs.absolute()
-        self.datasets = datasets and os.path.abspath(datasets)
         self.results = results
         self.jobs = jobs
         self.threads_per_run = threads_per_run
@@ -176,7 +174,7 @@ class Driver:
             if not self.states([group])["open"]:
                 continue
             try:
-                fingerprint = group.check(self.datasets)
+                fingerprint = group.check()
             except ConfigError as error:
                 print(f"skipped: {error}", file=sys.stderr, flush=True)
                 self.groups.remove(group)
@@ -246,7 +244,7 @@ class Driver:
         folder = self.runs / run.name
         if not run.is_finished(folder):
             self._tell(f"start {run.name}")
-            arguments = run.arguments(str(self.runs), self.datasets)
+            arguments = run.arguments(str(self.runs))
             code, text = self._process(arguments, folder, lock, environment)
             if self._stop.is_set():
                 return

@@ -35,6 +35,7 @@ class Run:
         seed: of training.
         overrides: of the trial.
         config_hash: with seed and the set's overrides.
+        datasets: folder of the data sets; "" = the configuration's.
     """
 
     set: ExperimentSet
@@ -44,6 +45,7 @@ class Run:
     seed: int
     overrides: dict[str, Any]
     config_hash: str
+    datasets: str = ""
 
     @property
     def name(self) -> str:
@@ -70,15 +72,15 @@ class Run:
         """That of its row."""
         return self.set.name, self.model, self.config_hash, self.seed, self.kind
 
-    def arguments(self, runs: str = RUNS, datasets: str = "") -> list[str]:
-        """Returns those of `python`; the defaults are what the row records."""
+    def arguments(self, runs: str) -> list[str]:
+        """Returns those of `python`."""
         options = {**self.set.overrides, **self.overrides, "train.seed": self.seed}
         if self.kind == "trial":
             options["eval.test"] = False
         else:
             options["eval.save_predictions"] = True
-        if datasets and self.set.dataset:
-            options["data.source.path"] = f"{datasets}/{self.set.dataset}"
+        if self.datasets and self.set.dataset:
+            options["data.source.path"] = f"{self.datasets}/{self.set.dataset}"
         return [
             *("-m", "rankax.main"),
             f"--config={self.set.config_of(self.model)}",
@@ -115,6 +117,7 @@ class Run:
         return [self._columns() | own] if self.kind == "trial" else []
 
     def _columns(self) -> Row:
+        anywhere = dataclasses.replace(self, datasets="").arguments(RUNS)
         return {
             "set": self.set.name,
             "model": self.model,
@@ -122,7 +125,7 @@ class Run:
             "trial": self.trial,
             "seed": self.seed,
             "overrides": self.overrides,
-            "command": shlex.join(["python", *self.arguments()]),
+            "command": shlex.join(["python", *anywhere]),
             "commit": commit(),
         }
 
@@ -130,14 +133,19 @@ class Run:
 class Group:
     """The runs of one model on one set."""
 
-    def __init__(self, of: ExperimentSet, model: str):
+    def __init__(self, of: ExperimentSet, model: str, datasets: str = ""):
         """Makes its configurations once.
+
+        Args:
+            of: the set.
+            model: likewise.
+            datasets: folder of the data sets; "" = the configuration's.
 
         Raises:
             ConfigError: a model or an option that does not exist (yet), or two trials
                 that are the same run.
         """
-        self.set, self.model = of, model
+        self.set, self.model, self.datasets = of, model, datasets
         self._runs = {
             (kind, trial, seed): Run(
                 set=of,
@@ -147,6 +155,7 @@ class Group:
                 seed=seed,
                 overrides=overrides,
                 config_hash=_config_hash(of, model, {**overrides, "train.seed": seed}),
+                datasets=datasets,
             )
             for trial, overrides in enumerate(of.options(model), 1)
             for kind, seed in [("trial", 0), *(("seed", seed) for seed in SEEDS)]
@@ -173,7 +182,7 @@ class Group:
             return Todo([*self.trials, *self.seeds(chosen["trial"])])
         return Todo(self.trials, waiting=self.seeds(1))
 
-    def check(self, datasets: str = "") -> str:
+    def check(self) -> str:
         """Sets up every trial as its run will, without training.
 
         Returns:
@@ -185,9 +194,9 @@ class Group:
         fingerprint = ""
         for run in self.trials:
             config = _config(self.set, self.model, run.overrides)
-            if datasets and self.set.dataset:
+            if self.datasets and self.set.dataset:
                 assert isinstance(config.data.source, ParquetConfig)
-                config.data.source.path = f"{datasets}/{self.set.dataset}"
+                config.data.source.path = f"{self.datasets}/{self.set.dataset}"
             try:
                 fingerprint = set_up(config).dataset_fingerprint
             except (ConfigError, DataError) as error:

@@ -19,6 +19,7 @@ python -m rankax.compare $(python -m experiments.sweep --folders=frappe_x1) \
 
 import argparse
 from collections.abc import Iterator, Sequence
+import os
 import pathlib
 import signal
 import sys
@@ -33,13 +34,17 @@ from rankax.config.base import ConfigError, suggest
 RESULTS = ROOT / "experiments/results.jsonl"
 
 
-def groups_of(sets: Sequence[str], models: Sequence[str]) -> list[Group]:
+def groups_of(
+    sets: Sequence[str], models: Sequence[str], datasets: str = ""
+) -> list[Group]:
     """Returns what can be run; what cannot is told and left out."""
+    # The runs' processes start elsewhere.
+    datasets = datasets and os.path.abspath(datasets)
     groups = []
     for name in sets:
         for model in models or tuple(SETS[name].trials):
             try:
-                groups.append(Group(SETS[name], model))
+                groups.append(Group(SETS[name], model, datasets))
             except ConfigError as error:
                 print(f"skipped: {name}/{model}: {error}", file=sys.stderr, flush=True)
     return groups
@@ -123,9 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(folders(flags.folders, models, flags.results, flags.runs)))
         return
     driver = Driver(
-        groups_of(sets, models),
+        groups_of(sets, models, flags.datasets),
         runs=flags.runs,
-        datasets=flags.datasets,
         results=Results(flags.results, any_data=flags.any_data),
         jobs=flags.jobs,
         threads_per_run=flags.threads_per_run,

@@ -115,9 +115,8 @@ class ScalingRun:
         """That of its rows."""
         return (self.run_id,)
 
-    def arguments(self, runs: str, datasets: str = "") -> list[str]:
+    def arguments(self, runs: str) -> list[str]:
         """Returns those of `python`."""
-        assert not datasets  # the study knows
         config = self.study.config.format(model=self.ladder.model)
         return [
             *("-m", "rankax.main"),
@@ -309,11 +308,8 @@ class LadderGroup:
             return Todo(searched, waiting=self.runs(None))
         return Todo([*searched, *self.runs(law)])
 
-    def check(self, datasets: str = "") -> str:
+    def check(self) -> str:
         """Sets up every size as its runs will; returns the fingerprint of the data.
-
-        Args:
-            datasets: nothing, since the study knows where its data are.
 
         Raises:
             ConfigError: one that cannot be run, or its data set.

@@ -66,7 +66,7 @@ def dry_run(driver: Driver) -> str:
 
 
 def _command(run: Run, runs: pathlib.Path) -> str:
-    return shlex.join(["python", *run.arguments(str(runs), "")])
+    return shlex.join(["python", *run.arguments(str(runs))])
 
 
 def sweep(

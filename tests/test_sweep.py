@@ -113,7 +113,7 @@ def fake(monkeypatch):
     runs = FakeRuns()
     monkeypatch.setattr(drivers.Driver, "_process", lambda *args: runs(*args))
     # Setting up the made-up runs would take most of the time.
-    monkeypatch.setattr(protocol.Group, "check", lambda group, datasets: "")
+    monkeypatch.setattr(protocol.Group, "check", lambda group: "")
     return runs
 
 
@@ -172,10 +172,10 @@ def test_the_command_of_a_row_is_that_of_its_run_without_folders_of_this_machine
 
 
 def test_datasets_are_looked_for_where_the_command_line_says():
-    run = protocol.Group(SETS["frappe_x1"], "dnn").trials[0]
-    path = "--config.data.source.path=/data/frappe_x1"
-    assert path in run.arguments("runs", "/data")
-    assert not any("path" in argument for argument in run.arguments())
+    there = protocol.Group(SETS["frappe_x1"], "dnn", "/data").trials[0]
+    assert "--config.data.source.path=/data/frappe_x1" in there.arguments("runs")
+    usual = protocol.Group(SETS["frappe_x1"], "dnn").trials[0]
+    assert not any("path" in argument for argument in usual.arguments("runs"))
 
 
 # ---------------------------------------------------------------- stopping, sharing
@@ -439,10 +439,10 @@ def test_every_model_has_four_trials_on_every_set():
 def test_trials_of_every_model_that_exists_can_be_run(name):
     for model in base.registered().keys() & SETS[name].trials.keys():
         group = protocol.Group(SETS[name], model)
-        commands = {tuple(run.arguments()) for run in group.trials}
+        commands = {tuple(run.arguments("runs")) for run in group.trials}
         assert len(commands) == 4
         for run in group.trials:
-            workdir, config = parsed(run.arguments())
+            workdir, config = parsed(run.arguments("runs"))
             assert workdir.name == f"trial-{run.trial}-{run.config_hash}"
             assert run_folder.hash_of(config) == run.config_hash
 

@@ -19,7 +19,9 @@ from rankax.data.source import load_card
 from rankax.models import base
 from rankax.models.backbones.dcnv2 import DCNv2Config
 from rankax.models.sequences.din import DINConfig
+from rankax.observe import accounting
 from rankax.train import train
+from rankax.training.setup import set_up
 
 # Experiment -> pipeline, tasks, a metric besides the AUC, slices.
 EXPERIMENTS = {
@@ -198,3 +200,24 @@ def test_the_part_after_the_colon_names_model_and_history():
         experiment.get_config("dcnv2-dni")
     with pytest.raises(ConfigError, match=r"unknown model 'dnc'"):
         experiment.get_config("dnc-din")
+
+
+@pytest.mark.parametrize(("size", "number"), [("100m", 106e6), ("500m", 464e6)])
+def test_tokenmixer_sizes_are_what_they_are_called(size, number):
+    from experiments import tokenmixer_sizes
+
+    costs = []
+    for name in (size, f"{size}-sparse"):
+        config = tokenmixer_sizes.get_config(name)
+        config.validate()
+        run = set_up(config)
+        costs.append(accounting.account(config, run.schema, run.steps.engine))
+    dense, sparse = costs
+    assert dense.num_dense_parameters == pytest.approx(number, rel=0.01)
+    assert dense.num_active_dense_parameters == dense.num_dense_parameters
+    assert sparse.num_dense_parameters == pytest.approx(number, rel=0.01)  # and routers
+    assert sparse.num_active_dense_parameters == pytest.approx(number / 2, rel=0.06)
+    with pytest.raises(ConfigError, match="unknown size '50m'; did you mean '500m'"):
+        tokenmixer_sizes.get_config("50m-sparse")
+    with pytest.raises(ConfigError, match="unknown kind 'spare'"):
+        tokenmixer_sizes.get_config("100m-spare")

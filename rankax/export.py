@@ -31,6 +31,7 @@ from rankax.observe import stores
 from rankax.observe.console import Console
 from rankax.observe.writers import read_metrics
 from rankax.optim.dense import TABLES
+from rankax.parallel import processes
 from rankax.serving import bundle as bundles
 from rankax.serving import features
 from rankax.serving.bundle import Role
@@ -81,11 +82,7 @@ def export(
             bundle that cannot be on a store.
         ParityError: the scorer does not agree with the trainer.
     """
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"--mode=export runs in one process, found {jax.process_count()}; a "
-            "checkpoint restores on any number of devices"
-        )
+    processes.needs_one("--mode=export")
     if rows not in bundles.DTYPES:
         raise ConfigError(
             f"--rows_dtype={rows} is unknown; choose from {', '.join(bundles.DTYPES)}"

@@ -32,6 +32,7 @@ from rankax.observe.console import Console
 from rankax.observe.profile import StepTrace
 from rankax.observe.writers import MetricsWriter, read_metrics
 from rankax.optim import schedule
+from rankax.parallel import processes
 from rankax.publish import told
 from rankax.serving.bundle import SIGNATURE, identity_in
 from rankax.training import interruption, run_folder, warm_start
@@ -71,10 +72,7 @@ def progressive(
         Interrupted: a signal has ended the run.
     """
     started = time.monotonic()
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"--mode=progressive runs in one process, found {jax.process_count()}"
-        )
+    processes.needs_one("--mode=progressive")
     if not config.data.time_window:
         raise ConfigError(
             "--mode=progressive needs data.time_window, the width of a window in the "

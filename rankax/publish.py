@@ -7,12 +7,11 @@ has changed becomes the next delta (`rankax.serving.delta`), a small file that s
 apply while they score.
 """
 
-import jax
-
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.export import bundle_folder
 from rankax.observe.console import Console
+from rankax.parallel import processes
 from rankax.serving import delta as deltas
 from rankax.serving.delta import Delta
 from rankax.training import run_folder, scoring
@@ -47,11 +46,7 @@ def publish(
         ConfigError: no run, checkpoint or bundle there, or an older checkpoint.
         BundleError: the bundle or one of its deltas is damaged.
     """
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"--mode=publish runs in one process, found {jax.process_count()}; a "
-            "checkpoint restores on any number of devices"
-        )
+    processes.needs_one("--mode=publish")
     for name, value, least in (
         ("dense_every", dense_every, 1),
         ("max_delta_bytes", max_bytes, 0),

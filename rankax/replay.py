@@ -8,7 +8,6 @@ import io
 from typing import Any
 
 from etils import epath
-import jax
 import numpy as np
 
 from rankax.config.base import ConfigError
@@ -20,6 +19,7 @@ from rankax.data.schema import Schema
 from rankax.observe import stores
 from rankax.observe.console import Console
 from rankax.optim import schedule
+from rankax.parallel import processes
 from rankax.training import interruption, run_folder, warm_start
 from rankax.training.checkpoint import Checkpoints
 from rankax.training.interruption import StopRequest
@@ -48,11 +48,7 @@ def replay(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
     """
     setup = set_up(config, workdir)
     folder = run_folder.find(workdir, config)
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"--mode=replay runs in one process, found {jax.process_count()}; a "
-            "checkpoint restores on any number of devices"
-        )
+    processes.needs_one("--mode=replay")
     bad = _bad_step(folder)
     with (
         run_folder.explained(workdir),

@@ -114,6 +114,22 @@ def start(
 # ---------------------------------------------------------------- acting alike
 
 
+def needs_one(what: str) -> None:
+    """Refuses several processes.
+
+    Args:
+        what: does not work with them, for the message.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"{what} runs in one process, found {jax.process_count()}; a checkpoint of "
+            "several restores in one, on any number of devices"
+        )
+
+
 def broadcast(value: Any) -> Any:
     """Returns process 0's JSON value on every process; the others' is not looked at."""
     if jax.process_count() == 1:

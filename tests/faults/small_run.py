@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator
 import contextlib
 import pathlib
 
+from final_states import final_state
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankax.config.experiment import CheckpointConfig, ExperimentConfig, ParquetConfig
+from rankax.config.experiment import ExperimentConfig, ParquetConfig
 from rankax.data import storage
 from rankax.data.card import (
     Card,
@@ -24,8 +25,6 @@ from rankax.data.shards import ShardWriter
 from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
 from rankax.parallel import mesh as meshes
-from rankax.training.checkpoint import Checkpoints
-from rankax.training.setup import set_up
 
 ROWS = {"train": 160, "valid": 40, "test": 40}  # 10 training steps per epoch
 SHARDS, GROUP = 4, 20  # shards of every split, rows of a row group
@@ -88,24 +87,10 @@ def make_config(folder: pathlib.Path) -> ExperimentConfig:
     return config
 
 
-def newest(config: ExperimentConfig, folder: pathlib.Path):
-    """Step, arrays and record of a run's newest checkpoint."""
-    steps = set_up(config).steps
-    checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig())
-    step = checkpoints.latest_step
-    assert step is not None
-    state = checkpoints.restore(
-        steps.abstract_state(), plan=steps.engine.plan, step=step
-    )
-    record = checkpoints.record(step)
-    checkpoints.close()
-    return step, jax.tree.map(np.asarray, state), record
-
-
 def assert_same_run(config, one: pathlib.Path, other: pathlib.Path) -> None:
     """Asserts that two runs ended in the same state, bit for bit, by the same input."""
-    step, state, record = newest(config, one)
-    other_step, other_state, other_record = newest(config, other)
+    step, state, record = final_state(config, one)
+    other_step, other_state, other_record = final_state(config, other)
     assert other_step == step
     jax.tree.map(np.testing.assert_array_equal, other_state, state)
     for name in ("position", "examples_seen", "plateau", "best_metrics", "tables"):

@@ -8,9 +8,10 @@ import resource
 import subprocess
 import sys
 
+from final_states import final_state
 import pyarrow.parquet as pq
 import pytest
-from small_run import ROWS, assert_same_run, make_config, newest
+from small_run import ROWS, assert_same_run, make_config
 
 from rankax.observe import writers
 from rankax.observe.writers import read_metrics
@@ -78,7 +79,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", save)
         fails(config, tmp_path, "File too large")
-    step, _, record = newest(config, tmp_path)
+    step, _, record = final_state(config, tmp_path)
     assert step == 4 and record["examples_seen"] == 64
     goes_on(config, tmp_path, whole)
 

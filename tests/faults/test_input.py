@@ -4,13 +4,14 @@ import os
 import shutil
 import time
 
+from final_states import final_state
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from small_run import ROWS, assert_same_run, make_config, newest, rewrite
+from small_run import ROWS, assert_same_run, make_config, rewrite
 
 from rankax.data.errors import DataError
 from rankax.data.parquet import ParquetSplit
@@ -147,7 +148,7 @@ def test_a_wrong_value_ends_the_run_before_it_is_used(
     with pytest.raises(DataError, match=rf"00003.parquet row group 1: {message}"):
         train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run/result.json").exists()
-    _, state, record = newest(config, tmp_path / "run")
+    _, state, record = final_state(config, tmp_path / "run")
     assert state.step == 4 and record["examples_seen"] == 4 * config.train.batch_size
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 

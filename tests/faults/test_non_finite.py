@@ -5,10 +5,11 @@ import json
 import os
 import signal
 
+from final_states import final_state
 import jax
 import numpy as np
 import pytest
-from small_run import GROUP, make_config, newest, rewrite, write_dataset
+from small_run import GROUP, make_config, rewrite, write_dataset
 
 from rankax.config.base import ConfigError
 from rankax.replay import replay
@@ -88,11 +89,11 @@ def test_nothing_is_written_and_replay_shows_step_column_and_example(run, capsys
 
 def test_the_same_command_comes_to_the_same_step_again(run):
     config, folder, told, _ = run
-    step, before, _ = newest(config, folder)
+    step, before, _ = final_state(config, folder)
     with pytest.raises(NonFiniteError) as error:
         train(config, str(folder))
     assert str(error.value) == told
-    again, after, _ = newest(config, folder)
+    again, after, _ = final_state(config, folder)
     assert again == step
     jax.tree.map(np.testing.assert_array_equal, before, after)
 

@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 
+from final_states import final_state
 import jax
 import numpy as np
 import pytest
-from test_resume import final_state
 import topologies
 from topologies import make_float32_config
 

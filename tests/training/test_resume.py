@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from final_states import final_state
 import jax
 import numpy as np
 import pytest
@@ -56,20 +57,6 @@ def make_config(**train_options):
     for name, value in train_options.items():
         setattr(config.train, name, value)
     return config
-
-
-def final_state(config, folder):
-    """The arrays of the newest checkpoint, restored to this process's devices."""
-    setup = setups.set_up(config)
-    checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig())
-    step = checkpoints.latest_step
-    assert step is not None
-    state = checkpoints.restore(
-        setup.steps.abstract_state(), plan=setup.steps.engine.plan, step=step
-    )
-    record = checkpoints.record(step)
-    checkpoints.close()
-    return step, jax.tree.map(np.asarray, state), record
 
 
 @pytest.fixture(scope="module")

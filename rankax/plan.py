@@ -177,10 +177,8 @@ def _report(
     """Compiles for one machine and says everything that is known, in plain values."""
     topology = draft.topology
     compiled, refusal = _compile(draft)
-    sent = draft.sent
-    if compiled:
-        found = [(each.kind, each.sent_bytes) for each in compiled.collectives]
-        sent = forecast.sent_by_kind(found)
+    collectives = _collectives(draft, compiled)
+    sent = {row["kind"]: row["sent_bytes"] for row in collectives}
     examples = config.train.batch_size / topology.num_devices
     speed = _forecast(config, draft, sent)
     memory = _memory(draft, compiled)
@@ -215,7 +213,7 @@ def _report(
         },
         "memory": memory,
         "memory_bytes_per_chip": room,
-        "collectives": _collectives(compiled, sent),
+        "collectives": collectives,
         "wire_bytes_per_step": sum(sent.values()),
         "flops_per_example": cost.flops_per_example,
         "train_flops_per_example": cost.train_flops_per_example,
@@ -284,13 +282,12 @@ def _per_chip(row: dict[str, Any], topology: Topology) -> dict[str, Any]:
     return {**row, "bytes_per_chip": size * topology.devices_per_chip}
 
 
-def _collectives(
-    compiled: CompiledStep | None, sent: dict[str, float]
-) -> list[dict[str, Any]]:
+def _collectives(draft: _Draft, compiled: CompiledStep | None) -> list[dict[str, Any]]:
+    """What a device sends, by kind: of the program, or by formula without one."""
     if compiled is None:
         return [
             {"kind": kind, "count": None, "sent_bytes": size}
-            for kind, size in sent.items()
+            for kind, size in draft.sent.items()
         ]
     kinds: dict[str, list[Collective]] = {}
     for each in compiled.collectives:

@@ -26,13 +26,10 @@ def brute_force_all_to_all(dims, is_ring):
         here = list(start)
         for axis, size in enumerate(dims):
             away = (end[axis] - here[axis]) % size
-            # Half of what goes half around goes either way.
             ways = [(1, away, 1.0)]
-            if is_ring[axis] and 2 * away == size:
+            if is_ring[axis] and 2 * away == size:  # either way is as short
                 ways = [(1, away, 0.5), (-1, away, 0.5)]
-            elif is_ring[axis] and 2 * away > size:
-                ways = [(-1, size - away, 1.0)]
-            elif not is_ring[axis] and end[axis] < here[axis]:
+            elif 2 * away > size if is_ring[axis] else end[axis] < here[axis]:
                 ways = [(-1, size - away, 1.0)]
             for step, hops, share in ways:
                 for hop in range(hops):

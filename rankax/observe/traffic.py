@@ -26,8 +26,8 @@ def table_bytes_per_example(
     """Returns the bytes of rows and of optimizer state that one example moves.
 
     A lookup reads a row. An update reads and writes it with the state of its optimizer
-    (`last_step` is only written). Rows that share a line, as on TPU, move with all of it
-    (`rankax.embeddings.layout`).
+    (`last_step` is only written). Rows that share a line, as on TPU, move with all of
+    it (`rankax.embeddings.layout`).
 
         by row       u · (3 · row + 2 · state), u unique rows: a step moves each once
         replicated   k · row + N · V / B · 2 · (row + state): all k ids are looked up,

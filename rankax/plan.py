@@ -6,7 +6,7 @@ compiles it here, and for GPUs too, whose figures are therefore estimates. The s
 what the data sheets allow (`rankax.observe.forecast`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import dataclasses
 import json
 import pathlib
@@ -19,6 +19,7 @@ from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.errors import DataError
 from rankax.data.schema import Schema
+from rankax.embeddings.layout import LANES, Lines
 from rankax.observe import accounting, forecast, peaks, plan_screen, traffic
 from rankax.observe.accounting import Cost
 from rankax.observe.collectives import Collective
@@ -396,39 +397,51 @@ def _advice(config: ExperimentConfig, report: dict[str, Any]) -> Iterator[str]:
     if not room:
         return
     over = max(memory["total"] - room, 0)
-    rows = sum(
-        table["bytes_per_chip"]
-        for table in report["tables"]
-        if table["placement"] != "replicated"
-    )
-    if config.tables.dtype == "float32" and rows > over / 2:
+    tables = [t for t in report["tables"] if t["placement"] != "replicated"]
+    numbers = sum(t["num_rows"] * t["dim"] for t in tables) / report["chips"]
+    if config.tables.dtype == "float32" and 2 * numbers > over / 4:
         yield (
-            "tables.dtype = 'bfloat16' halves the rows: about "
-            f"{plan_screen.size(rows / 2)} less on each chip"
+            "tables.dtype = 'bfloat16' halves the rows, not their optimizer's state: "
+            f"about {plan_screen.size(2 * numbers)} less on each chip"
         )
-    shared = rows + memory["temporaries"] + memory["padding"]
-    fixed = memory["total"] - shared
-    if shared and fixed < room:
-        chips = report["chips"] * shared / (room - fixed) * 1.1
-        kind = report["topology"].partition(":")[0]
-        larger = [
-            name
-            for name in topologies.sizes(kind)
-            if topologies.parse(name).num_chips >= chips
-        ]
-        if larger:
-            yield f"more chips: {larger[0]} should do (--plan.topology={larger[0]})"
+    larger = _enough_chips(report, sum(t["bytes_per_chip"] for t in tables))
+    if larger:
+        yield f"more chips: {larger} should do (--plan.topology={larger})"
     if memory["temporaries"] > max(over, memory["total"] / 5):
         yield (
             f"train.batch_size = {report['batch_size'] // 2:,} about halves the "
             f"temporaries, {plan_screen.size(memory['temporaries'])}"
         )
-    if memory["padding"] > memory["total"] / 20:
-        yield (
-            f"the compiler pads rows by {plan_screen.size(memory['padding'])}: "
-            "rows of 128 numbers, or a divisor of 128, waste least"
-        )
+    if report["device_kind"].startswith("TPU"):
+        yield from _empty_lanes({t["dim"] for t in tables})
     yield "fewer rows (hash ids to fewer), or narrower ones (embedding_dim)"
+
+
+def _enough_chips(report: dict[str, Any], row_bytes: float) -> str:
+    """Names the smallest larger machine that has room by proportion; "" = none."""
+    memory, room = report["memory"], report["memory_bytes_per_chip"]
+    shared = row_bytes + memory["temporaries"] + memory["padding"]
+    fixed = memory["total"] - shared
+    if fixed >= room:
+        return ""
+    needed = report["chips"] * shared / (room - fixed) * 1.1
+    for name in topologies.sizes(topologies.parse(report["topology"]).kind):
+        chips = topologies.parse(name).num_chips
+        if chips > report["chips"] and chips >= needed:
+            return name
+    return ""
+
+
+def _empty_lanes(dims: Iterable[int]) -> Iterator[str]:
+    """What of the tables is only there to fill lines, if it is more than a tenth."""
+    for dim in sorted(dims):
+        line = Lines(num_rows=1, tail=(dim,), dtype=np.dtype(np.float32))
+        empty = 1 - line.per_line * dim / line.shape[1]
+        if dim > 1 and empty > 0.1:
+            yield (
+                f"rows of {dim} numbers leave {empty:.0%} of their lines of "
+                f"{line.shape[1]} empty; divisors and multiples of {LANES} fill them"
+            )
 
 
 def _nothing_fits(topology: str, tried: list[dict[str, Any]]) -> str:

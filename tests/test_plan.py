@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,7 @@ from rankax.data import synthetic
 from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
 from rankax.observe import plan_screen
+from rankax.parallel import topology as topologies
 
 
 def make_config(**options):
@@ -76,7 +78,6 @@ def test_the_screen_is_one_screen_and_names_what_matters(gpus):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_nothing_is_allocated(monkeypatch):
     """Tables of 2e9 rows each, more than a machine like this one has memory for."""
     config = make_config()
@@ -92,8 +93,6 @@ def test_nothing_is_allocated(monkeypatch):
 
 
 def huge(card, num_rows):
-    import dataclasses
-
     tables = tuple(
         dataclasses.replace(table, num_rows=num_rows, ids="hash")
         for table in card.tables
@@ -114,6 +113,51 @@ def test_what_does_not_fit_comes_with_what_to_change(monkeypatch, capsys):
     assert "it does not fit h100:1" in told
     assert "tables.dtype = 'bfloat16'" in told
     assert "--plan.topology=h100:" in told
+
+
+def advice_for(topology, *, optimizer="rowwise_adagrad", dim=16, room=5e9):
+    """What is advised of 1e9 rows of 16 numbers on eight chips."""
+    config = make_config()
+    config.optimizer.sparse.name = optimizer
+    state = {"rowwise_adagrad": 4, "lazy_adam": 8 * dim}[optimizer]
+    rows = 10**9 // 8 * (4 * dim + state)
+    memory = {"total": rows, "temporaries": 0, "padding": 0}
+    report = {
+        "topology": topology,
+        "device_kind": topologies.parse(topology).device_kind,
+        "chips": 8,
+        "batch_size": 256,
+        "memory": memory,
+        "memory_bytes_per_chip": room,
+        "tables": [
+            {"placement": "by row in x", "num_rows": 10**9, "dim": dim,
+             "bytes_per_chip": rows},
+        ],
+    }  # fmt: skip
+    return "\n".join(planning._advice(config, report))
+
+
+def test_rows_of_16_bits_save_half_of_the_rows_and_nothing_of_their_state():
+    for optimizer in ("rowwise_adagrad", "lazy_adam"):
+        # 1e9 · 16 numbers on 8 chips, two bytes less for each.
+        found = advice_for("h100:8", optimizer=optimizer, room=20e9)
+        assert "about 4.00 GB less" in found
+
+
+def test_never_fewer_chips_are_advised():
+    """A compiler may refuse what has room by formula."""
+    small = advice_for("v5p:2x2x2", dim=2)
+    assert "v5p:2x2x4 should do" in small
+    large = advice_for("v5p:2x2x2", optimizer="lazy_adam")
+    assert "v5p:4x4x4 should do" in large  # 24 GB a chip of 5 GB
+
+
+def test_lines_that_rows_do_not_fill_are_told():
+    assert "rows of 96 numbers leave 25% of their lines of 128" in advice_for(
+        "v5e:2x4", dim=96
+    )
+    assert "lines" not in advice_for("v5e:2x4", dim=24)  # 5 of them, 120 numbers
+    assert "lines" not in advice_for("h100:8", dim=96)
 
 
 def test_without_a_size_the_smallest_that_fits_is_chosen(monkeypatch):

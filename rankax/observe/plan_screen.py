@@ -185,6 +185,7 @@ def _verdict(plan: Mapping[str, Any]) -> Iterator[str]:
         return
     over = memory["total"] - room if room else 0
     lacks = f": {size(over)} too much on each chip" if over > 0 else ""
-    yield f"it does not fit {plan['topology']}{lacks}; what to change:"
+    change = "; what to change:" if plan["advice"] else ""
+    yield f"it does not fit {plan['topology']}{lacks}{change}"
     for advice in plan["advice"]:
         yield f"  - {advice}"

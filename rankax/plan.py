@@ -73,9 +73,13 @@ def plan(
             instead of the screen.
 
     Raises:
-        ConfigError: options that do not fit each other, the data or the devices.
+        ConfigError: options that do not fit each other, the data or the devices, or no
+            folder for the file.
         DataError: no card of the data set.
     """
+    folder = pathlib.Path(json_path).parent
+    if not folder.is_dir():  # a plan may take minutes
+        raise ConfigError(f"--plan.json={json_path}: there is no folder {folder}")
     names = [topology] if ":" in topology else list(topologies.sizes(topology))
     topologies.prepare(names)
     config.validate()

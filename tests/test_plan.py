@@ -115,6 +115,27 @@ def test_what_does_not_fit_comes_with_what_to_change(monkeypatch, capsys):
     assert "--plan.topology=h100:" in told
 
 
+def test_a_gpu_of_which_jax_takes_too_little_by_default_is_told(gpus):
+    found, _ = gpus
+    assert "MEM_FRACTION" not in plan_screen.render(found)
+    large = {**found, "memory": {**found["memory"], "total": 61e9}}  # of 80
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in plan_screen.render(large)
+    on_tpu = {**large, "device_kind": "TPU v5"}
+    assert "MEM_FRACTION" not in plan_screen.render(on_tpu)
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_compiled(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(planning, "_draft", None)
+    with pytest.raises(ConfigError, match=r"there is no folder .*/missing"):
+        planning.plan(
+            make_config(),
+            topology="cpu:8",
+            json_path=str(tmp_path / "missing" / "plan.json"),
+        )
+
+
 def advice_for(topology, *, optimizer="rowwise_adagrad", dim=16, room=5e9):
     """What is advised of 1e9 rows of 16 numbers on eight chips."""
     config = make_config()

@@ -300,7 +300,7 @@ def _collectives(draft: _Draft, compiled: CompiledStep | None) -> list[dict[str,
     return [
         {
             "kind": kind,
-            "count": len(found),
+            "count": sum(each.times for each in found),
             "sent_bytes": sum(each.sent_bytes for each in found),
         }
         for kind, found in kinds.items()

@@ -105,7 +105,9 @@ def gradient_bytes_per_step(engine: TableEngine, params: Any) -> float:
         2 · (R − 1) / R · 4 for each dense parameter that it holds
 
     A ring of the R devices that hold a parameter sums its gradient; replicated tables
-    are parameters of all.
+    are parameters of all. It is the most: nothing is sent for parameters that nothing
+    reads (INFNet's biases of keys), and where parameters meet each other before they
+    meet examples (FinalMLP's gates without context), the result's gradient is summed.
     """
     mesh = engine.mesh
     weights, shardings = jax.tree.leaves(params), rules.shardings(params, mesh)

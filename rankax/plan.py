@@ -238,8 +238,7 @@ def _compile(draft: _Draft) -> tuple[CompiledStep | None, str]:
     if room and draft.held.state * draft.topology.devices_per_chip > room:
         return None, ""
     try:
-        with topologies.quiet():
-            return ahead_of_time.compile_steps(draft.steps, draft.batch), ""
+        return ahead_of_time.compile_steps(draft.steps, draft.batch), ""
     except jax.errors.JaxRuntimeError as error:
         return None, str(error).strip()
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import jax
 import pytest
@@ -194,15 +195,17 @@ def test_without_a_size_the_smallest_that_fits_is_chosen(monkeypatch):
     assert smaller and not any(sizes[name] for name in smaller)
 
 
-def test_a_compiler_that_refuses_is_quoted(monkeypatch, capsys):
+def test_a_compiler_that_refuses_is_quoted(monkeypatch, capfd):
     def refuse(steps, batch):
+        os.write(2, b"check failed\n")  # all that is left of one that crashes
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM")
 
     monkeypatch.setattr(planning.ahead_of_time, "compile_steps", refuse)
     found = planning.plan(make_config(), topology="cpu:8")
     assert not found["is_fitting"]
-    told = capsys.readouterr().out
-    assert "the compiler says: RESOURCE_EXHAUSTED: Ran out of memory on HBM" in told
+    told = capfd.readouterr()
+    assert "the compiler says: RESOURCE_EXHAUSTED: Ran out of memory on HBM" in told.out
+    assert told.err == "check failed\n"
 
 
 def test_a_card_alone_is_enough(tmp_path, capsys):

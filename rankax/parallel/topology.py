@@ -8,15 +8,13 @@ libtpu describes and compiles for TPU slices on any machine. GPUs are stood in f
 as many simulated CPU devices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import re
-import sys
-import tempfile
 from typing import Any
 
 import jax
@@ -71,6 +69,13 @@ _GPUS = {
     "b200": "NVIDIA B200",
 }
 KINDS = (*_TPUS, *_GPUS, "cpu")
+_LIBTPU = {
+    # Compiling takes no chip, so it need not wait for those who hold one.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # Any values: off TPU machines it warns that it finds none.
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -212,38 +217,20 @@ def _of_slice(topology: Topology) -> list[Any]:
             f"{topology.name} is compiled for by libtpu, which is not installed; "
             "pip install 'rankax[tpu]' (it needs no TPU)"
         )
-    # Compiling takes no chip, so it need not wait for those who hold one.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for name, value in _LIBTPU.items():
+        os.environ.setdefault(name, value)
     machine = _ONE_MACHINE.get(topology.name.partition(":")[2])
     options = {"chips_per_host_bounds": machine} if machine else {}
     try:
-        with quiet():
-            found = topologies.get_topology_desc(
-                platform="tpu", topology_name=topology.name, **options
-            )
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, **options
+        )
     except Exception as error:
         raise ConfigError(
             f"libtpu does not know {topology.name}: {error}; another version may, or "
             "use another size"
         ) from error
     return list(found.devices)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps off the screen what libtpu writes to stderr.
-
-    Off TPU machines it warns that it finds no machine type and no worker names.
-    """
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as told:
-        screen = os.dup(2)
-        os.dup2(told.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(screen, 2)
-            os.close(screen)
 
 
 def _check_kind(kind: str, name: str) -> None:

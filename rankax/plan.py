@@ -6,7 +6,7 @@ compiles it here, and for GPUs too, whose figures are therefore estimates. The s
 what the data sheets allow (`rankax.observe.forecast`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import json
 import pathlib
@@ -85,33 +85,13 @@ def plan(
     config.validate()
     schema = setup.schema_of(config)
     sample_ids, sample_note = _sample(config, schema)
-    tried: list[dict[str, Any]] = []
-    report: dict[str, Any] = {}
-    num_compiled = 0
-    for name in names:
-        is_only = len(names) == 1
-        try:
-            draft = _draft(config, schema, name, sample_ids)
-        except ConfigError as error:
-            if is_only:
-                raise
-            tried.append({"topology": name, "problem": str(error)})
-            continue
-        row = _summary(draft)
-        tried.append(row)
-        if not (draft.is_fitting or is_only):
-            continue
-        report = _report(config, draft, sample_note)
-        _add_price(report, price_per_chip_hour)
-        num_compiled += 1
-        row["compiled_bytes_per_chip"] = report["memory"]["total"]
-        row["is_fitting"] = report["is_fitting"]
-        if report["is_fitting"] or num_compiled == _MOST_COMPILED:
-            break
-    if not report:
-        raise ConfigError(_nothing_fits(topology, tried))
-    if len(names) > 1:
-        report["tried"] = tried
+    if len(names) == 1:
+        report = _report(
+            config, _draft(config, schema, topology, sample_ids), sample_note
+        )
+    else:
+        report = _search(config, schema, names, sample_ids, sample_note)
+    _add_price(report, price_per_chip_hour)
     if not report["is_fitting"]:
         report["advice"] = list(_advice(config, report))
     text = json.dumps(report, indent=1)
@@ -122,6 +102,37 @@ def plan(
         if json_path:
             pathlib.Path(json_path).write_text(text + "\n")
     return report
+
+
+def _search(
+    config: ExperimentConfig,
+    schema: Schema,
+    names: Sequence[str],
+    sample_ids: np.ndarray | None,
+    sample_note: str,
+) -> dict[str, Any]:
+    """Returns the plan of the smallest machine that fits, or of the last one tried."""
+    tried: list[dict[str, Any]] = []
+    compiled: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            draft = _draft(config, schema, name, sample_ids)
+        except ConfigError as error:
+            tried.append({"topology": name, "problem": str(error)})
+            continue
+        row = _summary(draft)
+        tried.append(row)
+        if not draft.is_fitting:
+            continue
+        report = _report(config, draft, sample_note)
+        compiled.append(report)
+        row["compiled_bytes_per_chip"] = report["memory"]["total"]
+        row["is_fitting"] = report["is_fitting"]
+        if report["is_fitting"] or len(compiled) == _MOST_COMPILED:
+            break
+    if not compiled:
+        raise ConfigError(_nothing_fits(tried))
+    return {**compiled[-1], "tried": tried}
 
 
 def _sample(config: ExperimentConfig, schema: Schema) -> tuple[np.ndarray | None, str]:
@@ -447,13 +458,13 @@ def _empty_lanes(dims: Iterable[int]) -> Iterator[str]:
             )
 
 
-def _nothing_fits(topology: str, tried: list[dict[str, Any]]) -> str:
+def _nothing_fits(tried: list[dict[str, Any]]) -> str:
     last = tried[-1]
-    why = last.get("problem") or (
+    start = f"no size fits, up to {last['topology']}: "
+    if "problem" in last:
+        return start + last["problem"]
+    return start + (
         f"a chip would hold {plan_screen.size(last['forecast_bytes_per_chip'])} of "
-        f"{plan_screen.size(last['memory_bytes_per_chip'])}"
-    )
-    return (
-        f"no size of {topology} fits, up to {last['topology']}: {why}; use "
-        "tables.dtype = 'bfloat16', fewer or narrower rows, or another kind of chip"
+        f"{plan_screen.size(last['memory_bytes_per_chip'])}; use fewer, narrower or "
+        "16-bit rows (tables.dtype = 'bfloat16'), or another kind of chip"
     )

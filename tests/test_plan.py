@@ -195,6 +195,23 @@ def test_without_a_size_the_smallest_that_fits_is_chosen(monkeypatch):
     assert smaller and not any(sizes[name] for name in smaller)
 
 
+def test_if_no_size_fits_the_reason_is_that_of_the_largest(monkeypatch):
+    card = synthetic.card(SyntheticConfig())
+    monkeypatch.setattr(
+        planning.setup.sources, "load_card", lambda source: huge(card, 1_000_000_000)
+    )
+
+    def told(*counts):
+        monkeypatch.setattr(topologies, "_COUNTS", counts)
+        with pytest.raises(ConfigError, match="no size fits, up to h100:") as error:
+            planning.plan(make_config(), topology="h100")
+        return str(error.value)
+
+    assert "of 80.0 GB; use fewer, narrower or 16-bit rows" in told(1, 2)
+    # One is too small, and three cannot share the batch: rows would not help.
+    assert "must be a multiple" in told(1, 3) and "16-bit" not in told(1, 3)
+
+
 def test_a_compiler_that_refuses_is_quoted(monkeypatch, capfd):
     def refuse(steps, batch):
         os.write(2, b"check failed\n")  # all that is left of one that crashes

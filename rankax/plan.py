@@ -6,7 +6,7 @@ compiles it here, and for GPUs too, whose figures are therefore estimates. The s
 what the data sheets allow (`rankax.observe.forecast`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import json
 import pathlib
@@ -19,6 +19,7 @@ from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.errors import DataError
 from rankax.data.schema import Schema
+from rankax.embeddings.layout import LANES, Lines
 from rankax.observe import accounting, forecast, peaks, plan_screen, traffic
 from rankax.observe.accounting import Cost
 from rankax.observe.collectives import Collective
@@ -72,41 +73,25 @@ def plan(
             instead of the screen.
 
     Raises:
-        ConfigError: options that do not fit each other, the data or the devices.
+        ConfigError: options that do not fit each other, the data or the devices, or no
+            folder for the file.
         DataError: no card of the data set.
     """
+    folder = pathlib.Path(json_path).parent
+    if not folder.is_dir():  # a plan may take minutes
+        raise ConfigError(f"--plan.json={json_path}: there is no folder {folder}")
     names = [topology] if ":" in topology else list(topologies.sizes(topology))
     topologies.prepare(names)
     config.validate()
     schema = setup.schema_of(config)
     sample_ids, sample_note = _sample(config, schema)
-    tried: list[dict[str, Any]] = []
-    report: dict[str, Any] = {}
-    num_compiled = 0
-    for name in names:
-        is_only = len(names) == 1
-        try:
-            draft = _draft(config, schema, name, sample_ids)
-        except ConfigError as error:
-            if is_only:
-                raise
-            tried.append({"topology": name, "problem": str(error)})
-            continue
-        row = _summary(draft)
-        tried.append(row)
-        if not (draft.is_fitting or is_only):
-            continue
-        report = _report(config, draft, sample_note)
-        _add_price(report, price_per_chip_hour)
-        num_compiled += 1
-        row["compiled_bytes_per_chip"] = report["memory"]["total"]
-        row["is_fitting"] = report["is_fitting"]
-        if report["is_fitting"] or num_compiled == _MOST_COMPILED:
-            break
-    if not report:
-        raise ConfigError(_nothing_fits(topology, tried))
-    if len(names) > 1:
-        report["tried"] = tried
+    if len(names) == 1:
+        report = _report(
+            config, _draft(config, schema, topology, sample_ids), sample_note
+        )
+    else:
+        report = _search(config, schema, names, sample_ids, sample_note)
+    _add_price(report, price_per_chip_hour)
     if not report["is_fitting"]:
         report["advice"] = list(_advice(config, report))
     text = json.dumps(report, indent=1)
@@ -117,6 +102,37 @@ def plan(
         if json_path:
             pathlib.Path(json_path).write_text(text + "\n")
     return report
+
+
+def _search(
+    config: ExperimentConfig,
+    schema: Schema,
+    names: Sequence[str],
+    sample_ids: np.ndarray | None,
+    sample_note: str,
+) -> dict[str, Any]:
+    """Returns the plan of the smallest machine that fits, or of the last one tried."""
+    tried: list[dict[str, Any]] = []
+    compiled: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            draft = _draft(config, schema, name, sample_ids)
+        except ConfigError as error:
+            tried.append({"topology": name, "problem": str(error)})
+            continue
+        row = _summary(draft)
+        tried.append(row)
+        if not draft.is_fitting:
+            continue
+        report = _report(config, draft, sample_note)
+        compiled.append(report)
+        row["compiled_bytes_per_chip"] = report["memory"]["total"]
+        row["is_fitting"] = report["is_fitting"]
+        if report["is_fitting"] or len(compiled) == _MOST_COMPILED:
+            break
+    if not compiled:
+        raise ConfigError(_nothing_fits(tried))
+    return {**compiled[-1], "tried": tried}
 
 
 def _sample(config: ExperimentConfig, schema: Schema) -> tuple[np.ndarray | None, str]:
@@ -177,10 +193,8 @@ def _report(
     """Compiles for one machine and says everything that is known, in plain values."""
     topology = draft.topology
     compiled, refusal = _compile(draft)
-    sent = draft.sent
-    if compiled:
-        found = [(each.kind, each.sent_bytes) for each in compiled.collectives]
-        sent = forecast.sent_by_kind(found)
+    collectives = _collectives(draft, compiled)
+    sent = {row["kind"]: row["sent_bytes"] for row in collectives}
     examples = config.train.batch_size / topology.num_devices
     speed = _forecast(config, draft, sent)
     memory = _memory(draft, compiled)
@@ -215,7 +229,7 @@ def _report(
         },
         "memory": memory,
         "memory_bytes_per_chip": room,
-        "collectives": _collectives(compiled, sent),
+        "collectives": collectives,
         "wire_bytes_per_step": sum(sent.values()),
         "flops_per_example": cost.flops_per_example,
         "train_flops_per_example": cost.train_flops_per_example,
@@ -235,8 +249,7 @@ def _compile(draft: _Draft) -> tuple[CompiledStep | None, str]:
     if room and draft.held.state * draft.topology.devices_per_chip > room:
         return None, ""
     try:
-        with topologies.quiet():
-            return ahead_of_time.compile_steps(draft.steps, draft.batch), ""
+        return ahead_of_time.compile_steps(draft.steps, draft.batch), ""
     except jax.errors.JaxRuntimeError as error:
         return None, str(error).strip()
 
@@ -284,13 +297,12 @@ def _per_chip(row: dict[str, Any], topology: Topology) -> dict[str, Any]:
     return {**row, "bytes_per_chip": size * topology.devices_per_chip}
 
 
-def _collectives(
-    compiled: CompiledStep | None, sent: dict[str, float]
-) -> list[dict[str, Any]]:
+def _collectives(draft: _Draft, compiled: CompiledStep | None) -> list[dict[str, Any]]:
+    """What a device sends, by kind: of the program, or by formula without one."""
     if compiled is None:
         return [
             {"kind": kind, "count": None, "sent_bytes": size}
-            for kind, size in sent.items()
+            for kind, size in draft.sent.items()
         ]
     kinds: dict[str, list[Collective]] = {}
     for each in compiled.collectives:
@@ -298,7 +310,7 @@ def _collectives(
     return [
         {
             "kind": kind,
-            "count": len(found),
+            "count": sum(each.times for each in found),
             "sent_bytes": sum(each.sent_bytes for each in found),
         }
         for kind, found in kinds.items()
@@ -399,48 +411,60 @@ def _advice(config: ExperimentConfig, report: dict[str, Any]) -> Iterator[str]:
     if not room:
         return
     over = max(memory["total"] - room, 0)
-    rows = sum(
-        table["bytes_per_chip"]
-        for table in report["tables"]
-        if table["placement"] != "replicated"
-    )
-    if config.tables.dtype == "float32" and rows > over / 2:
+    tables = [t for t in report["tables"] if t["placement"] != "replicated"]
+    numbers = sum(t["num_rows"] * t["dim"] for t in tables) / report["chips"]
+    if config.tables.dtype == "float32" and 2 * numbers > over / 4:
         yield (
-            "tables.dtype = 'bfloat16' halves the rows: about "
-            f"{plan_screen.size(rows / 2)} less on each chip"
+            "tables.dtype = 'bfloat16' halves the rows, not their optimizer's state: "
+            f"about {plan_screen.size(2 * numbers)} less on each chip"
         )
-    shared = rows + memory["temporaries"] + memory["padding"]
-    fixed = memory["total"] - shared
-    if shared and fixed < room:
-        chips = report["chips"] * shared / (room - fixed) * 1.1
-        kind = report["topology"].partition(":")[0]
-        larger = [
-            name
-            for name in topologies.sizes(kind)
-            if topologies.parse(name).num_chips >= chips
-        ]
-        if larger:
-            yield f"more chips: {larger[0]} should do (--plan.topology={larger[0]})"
+    larger = _enough_chips(report, sum(t["bytes_per_chip"] for t in tables))
+    if larger:
+        yield f"more chips: {larger} should do (--plan.topology={larger})"
     if memory["temporaries"] > max(over, memory["total"] / 5):
         yield (
             f"train.batch_size = {report['batch_size'] // 2:,} about halves the "
             f"temporaries, {plan_screen.size(memory['temporaries'])}"
         )
-    if memory["padding"] > memory["total"] / 20:
-        yield (
-            f"the compiler pads rows by {plan_screen.size(memory['padding'])}: "
-            "rows of 128 numbers, or a divisor of 128, waste least"
-        )
+    if report["device_kind"].startswith("TPU"):
+        yield from _empty_lanes({t["dim"] for t in tables})
     yield "fewer rows (hash ids to fewer), or narrower ones (embedding_dim)"
 
 
-def _nothing_fits(topology: str, tried: list[dict[str, Any]]) -> str:
+def _enough_chips(report: dict[str, Any], row_bytes: float) -> str:
+    """Names the smallest larger machine that has room by proportion; "" = none."""
+    memory, room = report["memory"], report["memory_bytes_per_chip"]
+    shared = row_bytes + memory["temporaries"] + memory["padding"]
+    fixed = memory["total"] - shared
+    if fixed >= room:
+        return ""
+    needed = report["chips"] * shared / (room - fixed) * 1.1
+    for name in topologies.sizes(topologies.parse(report["topology"]).kind):
+        chips = topologies.parse(name).num_chips
+        if chips > report["chips"] and chips >= needed:
+            return name
+    return ""
+
+
+def _empty_lanes(dims: Iterable[int]) -> Iterator[str]:
+    """What of the tables is only there to fill lines, if it is more than a tenth."""
+    for dim in sorted(dims):
+        line = Lines(num_rows=1, tail=(dim,), dtype=np.dtype(np.float32))
+        empty = 1 - line.per_line * dim / line.shape[1]
+        if dim > 1 and empty > 0.1:
+            yield (
+                f"rows of {dim} numbers leave {empty:.0%} of their lines of "
+                f"{line.shape[1]} empty; divisors and multiples of {LANES} fill them"
+            )
+
+
+def _nothing_fits(tried: list[dict[str, Any]]) -> str:
     last = tried[-1]
-    why = last.get("problem") or (
+    start = f"no size fits, up to {last['topology']}: "
+    if "problem" in last:
+        return start + last["problem"]
+    return start + (
         f"a chip would hold {plan_screen.size(last['forecast_bytes_per_chip'])} of "
-        f"{plan_screen.size(last['memory_bytes_per_chip'])}"
-    )
-    return (
-        f"no size of {topology} fits, up to {last['topology']}: {why}; use "
-        "tables.dtype = 'bfloat16', fewer or narrower rows, or another kind of chip"
+        f"{plan_screen.size(last['memory_bytes_per_chip'])}; use fewer, narrower or "
+        "16-bit rows (tables.dtype = 'bfloat16'), or another kind of chip"
     )

@@ -436,7 +436,7 @@ def test_names_and_numbers_of_the_page_are_those_of_the_code():
     (listed,) = re.findall(
         r"number of GPUs \(([^)]*): `h100:16`", " ".join(page.split())
     )
-    gpus = [kind for kind in slices.KINDS if kind != "cpu" and is_gpu(kind)]
+    gpus = [kind for kind in topology.KINDS if kind != "cpu" and is_gpu(kind)]
     assert re.findall(r"`([\w-]+)`", listed) == gpus
     assert f"exit status {slurm.STOPPED} " in " ".join(page.split())
     assert f"a TPU VM ends after {tpu_vm.SPOT_SECONDS} s" in page

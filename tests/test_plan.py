@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import os
 
 import jax
 import pytest
@@ -11,6 +13,7 @@ from rankax.data import synthetic
 from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
 from rankax.observe import plan_screen
+from rankax.parallel import topology as topologies
 
 
 def make_config(**options):
@@ -76,7 +79,6 @@ def test_the_screen_is_one_screen_and_names_what_matters(gpus):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_nothing_is_allocated(monkeypatch):
     """Tables of 2e9 rows each, more than a machine like this one has memory for."""
     config = make_config()
@@ -92,8 +94,6 @@ def test_nothing_is_allocated(monkeypatch):
 
 
 def huge(card, num_rows):
-    import dataclasses
-
     tables = tuple(
         dataclasses.replace(table, num_rows=num_rows, ids="hash")
         for table in card.tables
@@ -116,6 +116,72 @@ def test_what_does_not_fit_comes_with_what_to_change(monkeypatch, capsys):
     assert "--plan.topology=h100:" in told
 
 
+def test_a_gpu_of_which_jax_takes_too_little_by_default_is_told(gpus):
+    found, _ = gpus
+    assert "MEM_FRACTION" not in plan_screen.render(found)
+    large = {**found, "memory": {**found["memory"], "total": 61e9}}  # of 80
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in plan_screen.render(large)
+    on_tpu = {**large, "device_kind": "TPU v5"}
+    assert "MEM_FRACTION" not in plan_screen.render(on_tpu)
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_compiled(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(planning, "_draft", None)
+    with pytest.raises(ConfigError, match=r"there is no folder .*/missing"):
+        planning.plan(
+            make_config(),
+            topology="cpu:8",
+            json_path=str(tmp_path / "missing" / "plan.json"),
+        )
+
+
+def advice_for(topology, *, optimizer="rowwise_adagrad", dim=16, room=5e9):
+    """What is advised of 1e9 rows of 16 numbers on eight chips."""
+    config = make_config()
+    config.optimizer.sparse.name = optimizer
+    state = {"rowwise_adagrad": 4, "lazy_adam": 8 * dim}[optimizer]
+    rows = 10**9 // 8 * (4 * dim + state)
+    memory = {"total": rows, "temporaries": 0, "padding": 0}
+    report = {
+        "topology": topology,
+        "device_kind": topologies.parse(topology).device_kind,
+        "chips": 8,
+        "batch_size": 256,
+        "memory": memory,
+        "memory_bytes_per_chip": room,
+        "tables": [
+            {"placement": "by row in x", "num_rows": 10**9, "dim": dim,
+             "bytes_per_chip": rows},
+        ],
+    }  # fmt: skip
+    return "\n".join(planning._advice(config, report))
+
+
+def test_rows_of_16_bits_save_half_of_the_rows_and_nothing_of_their_state():
+    for optimizer in ("rowwise_adagrad", "lazy_adam"):
+        # 1e9 · 16 numbers on 8 chips, two bytes less for each.
+        found = advice_for("h100:8", optimizer=optimizer, room=20e9)
+        assert "about 4.00 GB less" in found
+
+
+def test_never_fewer_chips_are_advised():
+    """A compiler may refuse what has room by formula."""
+    small = advice_for("v5p:2x2x2", dim=2)
+    assert "v5p:2x2x4 should do" in small
+    large = advice_for("v5p:2x2x2", optimizer="lazy_adam")
+    assert "v5p:4x4x4 should do" in large  # 24 GB a chip of 5 GB
+
+
+def test_lines_that_rows_do_not_fill_are_told():
+    assert "rows of 96 numbers leave 25% of their lines of 128" in advice_for(
+        "v5e:2x4", dim=96
+    )
+    assert "lines" not in advice_for("v5e:2x4", dim=24)  # 5 of them, 120 numbers
+    assert "lines" not in advice_for("h100:8", dim=96)
+
+
 def test_without_a_size_the_smallest_that_fits_is_chosen(monkeypatch):
     config = make_config()
     card = synthetic.card(config.data.source)
@@ -129,15 +195,34 @@ def test_without_a_size_the_smallest_that_fits_is_chosen(monkeypatch):
     assert smaller and not any(sizes[name] for name in smaller)
 
 
-def test_a_compiler_that_refuses_is_quoted(monkeypatch, capsys):
+def test_if_no_size_fits_the_reason_is_that_of_the_largest(monkeypatch):
+    card = synthetic.card(SyntheticConfig())
+    monkeypatch.setattr(
+        planning.setup.sources, "load_card", lambda source: huge(card, 1_000_000_000)
+    )
+
+    def told(*counts):
+        monkeypatch.setattr(topologies, "_COUNTS", counts)
+        with pytest.raises(ConfigError, match="no size fits, up to h100:") as error:
+            planning.plan(make_config(), topology="h100")
+        return str(error.value)
+
+    assert "of 80.0 GB; use fewer, narrower or 16-bit rows" in told(1, 2)
+    # One is too small, and three cannot share the batch: rows would not help.
+    assert "must be a multiple" in told(1, 3) and "16-bit" not in told(1, 3)
+
+
+def test_a_compiler_that_refuses_is_quoted(monkeypatch, capfd):
     def refuse(steps, batch):
+        os.write(2, b"check failed\n")  # all that is left of one that crashes
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM")
 
     monkeypatch.setattr(planning.ahead_of_time, "compile_steps", refuse)
     found = planning.plan(make_config(), topology="cpu:8")
     assert not found["is_fitting"]
-    told = capsys.readouterr().out
-    assert "the compiler says: RESOURCE_EXHAUSTED: Ran out of memory on HBM" in told
+    told = capfd.readouterr()
+    assert "the compiler says: RESOURCE_EXHAUSTED: Ran out of memory on HBM" in told.out
+    assert told.err == "check failed\n"
 
 
 def test_a_card_alone_is_enough(tmp_path, capsys):

@@ -12,11 +12,10 @@ One table for all routes, from Google Cloud's pages:
 
 from collections.abc import Mapping
 import dataclasses
-import math
-import re
 
-from rankax.config.base import ConfigError, suggest
+from rankax.config.base import ConfigError
 from rankax.parallel import topology as topologies
+from rankax.parallel.topology import Topology
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,22 +74,17 @@ def parse(topology: str) -> Slice:
     Raises:
         ConfigError: there is no such topology.
     """
-    kind, _, size = topology.partition(":")
-    if kind not in KINDS:
-        raise ConfigError(
-            f"--topology={topology}: unknown accelerator {kind!r}; "
-            f"{suggest(kind, KINDS)}"
-        )
-    if kind in _TPUS:
-        return _tpu(topology, kind, size)
-    if not re.fullmatch(r"[1-9]\d{0,5}", size):
-        raise ConfigError(
-            f"--topology={topology} must be {kind}:NUMBER, for example {kind}:8"
-        )
-    if kind == "cpu":
-        number = int(size)
-        return Slice(topology=topology, kind=kind, num_chips=number, num_devices=number)
-    return _gpu(topology, kind, int(size))
+    where = topologies.parse(topology)
+    if where.platform == "tpu":
+        return _tpu(where)
+    if where.platform == "gpu":
+        return _gpu(where)
+    return Slice(
+        topology=topology,
+        kind=where.kind,
+        num_chips=where.num_chips,
+        num_devices=where.num_devices,
+    )
 
 
 # ---------------------------------------------------------------- TPUs
@@ -110,8 +104,6 @@ class _Tpu:
     Attributes:
         label: of its nodes.
         machines: chips of a machine -> machine type.
-        shapes: of slices within one plane, or of less than a cube of 4x4x4 chips.
-        max_cubes: of 4x4x4 chips in a slice; 0 = it has no third dimension.
         vm: accelerator type of TPU VMs, without the number in its name.
         vm_units_per_chip: in that number: v5p counts cores.
         software: runtime version of TPU VMs.
@@ -119,34 +111,27 @@ class _Tpu:
 
     label: str
     machines: Mapping[int, str]
-    shapes: tuple[str, ...]
-    max_cubes: int = 0
     vm: str = ""
     vm_units_per_chip: int = 1
     software: str = ""
 
 
-_LESS_THAN_A_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 _TPUS = {
     "v5e": _Tpu(
         label="tpu-v5-lite-podslice",
         machines={1: "ct5lp-hightpu-1t", 4: "ct5lp-hightpu-4t", 8: "ct5lp-hightpu-8t"},
-        shapes=topologies.SIZES_2D,
         vm="v5litepod",
         software="v2-alpha-tpuv5-lite",
     ),
     "v6e": _Tpu(
         label="tpu-v6e-slice",
         machines={1: "ct6e-standard-1t", 4: "ct6e-standard-4t", 8: "ct6e-standard-8t"},
-        shapes=topologies.SIZES_2D,
         vm="v6e",
         software="v2-alpha-tpuv6e",
     ),
     "v5p": _Tpu(
         label="tpu-v5p-slice",
         machines={4: "ct5p-hightpu-4t"},
-        shapes=_LESS_THAN_A_CUBE,
-        max_cubes=96,
         vm="v5p",
         vm_units_per_chip=2,
         software="v2-alpha-tpuv5",
@@ -154,23 +139,20 @@ _TPUS = {
     "tpu7x": _Tpu(
         label="tpu7x",
         machines={4: "tpu7x-standard-4t"},
-        shapes=_LESS_THAN_A_CUBE,
-        max_cubes=144,
     ),
 }
 
 
-def _tpu(topology: str, kind: str, shape: str) -> Slice:
-    tpu = _TPUS[kind]
-    _check_shape(topology, tpu, shape)
-    chips = math.prod(map(int, shape.split("x")))
+def _tpu(where: Topology) -> Slice:
+    tpu, chips = _TPUS[where.kind], where.num_chips
+    shape = "x".join(map(str, where.dims))
     per_host = chips if chips in tpu.machines else _CHIPS_PER_HOST
     return Slice(
-        topology=topology,
-        kind=kind,
+        topology=where.name,
+        kind=where.kind,
         shape=shape,
         num_chips=chips,
-        num_devices=chips * topologies.DEVICES_PER_CHIP.get(kind, 1),
+        num_devices=where.num_devices,
         num_hosts=chips // per_host,
         machine_type=tpu.machines[per_host],
         resource=_TPU_RESOURCE,
@@ -178,24 +160,6 @@ def _tpu(topology: str, kind: str, shape: str) -> Slice:
         tpu_vm=tpu.vm and f"{tpu.vm}-{chips * tpu.vm_units_per_chip}",
         tpu_software=tpu.software,
     )
-
-
-def _check_shape(topology: str, tpu: _Tpu, shape: str) -> None:
-    if shape in tpu.shapes:
-        return
-    if tpu.max_cubes and re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", shape):
-        sides = [int(side) for side in shape.split("x")]
-        are_whole = all(side % 4 == 0 for side in sides)
-        num_cubes = math.prod(sides) // 64
-        if are_whole and sides == sorted(sides) and num_cubes <= tpu.max_cubes:
-            return
-    known = ", ".join(tpu.shapes)
-    if tpu.max_cubes:
-        known += (
-            ", or AxBxC with A <= B <= C, all multiples of 4, up to "
-            f"{64 * tpu.max_cubes} chips"
-        )
-    raise ConfigError(f"--topology={topology}: no such slice; known: {known}")
 
 
 # ---------------------------------------------------------------- GPUs
@@ -226,20 +190,19 @@ _GPUS: dict[str, tuple[str, dict[int, str]]] = {
     "b200": ("nvidia-b200", {8: "a4-highgpu-8g"}),
 }
 
-KINDS = (*_TPUS, *_GPUS, "cpu")
 
-
-def _gpu(topology: str, kind: str, number: int) -> Slice:
+def _gpu(where: Topology) -> Slice:
+    kind, number = where.kind, where.num_chips
     label, machines = _GPUS[kind]
     per_host = number if number in machines else max(machines)
     if number % per_host:
         raise ConfigError(
-            f"--topology={topology}: {kind} comes in machines of "
+            f"topology {where.name!r}: {kind} comes in machines of "
             f"{', '.join(map(str, machines))}, and several of them have {per_host} "
             f"each; use a multiple of {per_host}"
         )
     return Slice(
-        topology=topology,
+        topology=where.name,
         kind=kind,
         num_chips=number,
         num_devices=number,

@@ -10,6 +10,7 @@ temporary grows with the number of rows.
 
 from collections.abc import Mapping
 import functools
+import math
 from typing import Any
 
 import jax
@@ -200,6 +201,16 @@ class TableEngine:
                 for key, x in arrays.items()
             }
             for name, arrays in tables.items()
+        }
+
+    def row_bytes(self, group: RowGroup) -> dict[str, int]:
+        """Returns what a device reads to see one row of each array of a group.
+
+        Of rows that share lines a whole line, see `rankax.embeddings.layout`.
+        """
+        return {
+            name: math.prod(kept.shape[1:]) * kept.stored_dtype.itemsize
+            for name, kept in self._layouts[group.name].items()
         }
 
     def _logical(self, group: RowGroup) -> dict[str, jax.ShapeDtypeStruct]:

@@ -8,8 +8,10 @@ The bytes are those that one device sends when the program runs once, by ring:
     all-reduce           2 · (n − 1) / n · result
     collective-permute   result
 
-The body of a loop counts once: the engine's loop over rounds runs once unless a batch
-does not fit its exchange.
+The body of a loop counts as often as it runs where the program says so: by the
+compiler's note, or, as libtpu writes none, by a condition i < 23, for the loops of jax
+count from 0. Other loops count once: the engine's loop over rounds runs once unless a
+batch does not fit its exchange.
 """
 
 from collections.abc import Iterator
@@ -30,6 +32,11 @@ _COLLECTIVE = re.compile(
     r"(?P<rest>.*)"
 )
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) .*-> .*\{$")
+_CALLED = re.compile(r"\b(?P<how>calls|body|condition|to_apply)=%?(?P<name>[\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_NUMBER = re.compile(r"%?(?P<name>[\w.-]+) = s32\[\]\S* constant\((?P<value>\d+)\)")
+_BELOW = re.compile(r" ROOT .* compare\(%?[\w.-]+, %?([\w.-]+)\), direction=LT")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -42,13 +49,15 @@ class Collective:
             "collective-permute".
         num_devices: n, that take part.
         result: its type, such as "f32[16,176,16]", without the layout.
-        sent_bytes: by one device.
+        times: that it runs.
+        sent_bytes: by one device, all times.
         op_name: where the program has it from, "" = unknown.
     """
 
     kind: str
     num_devices: int
     result: str
+    times: int
     sent_bytes: float
     op_name: str = ""
 
@@ -69,7 +78,11 @@ def sent_bytes(hlo_text: str, num_devices: int) -> int:
 
 
 def _read(hlo_text: str, num_devices: int) -> Iterator[Collective]:
+    runs = _runs(hlo_text)
+    times = 1
     for line in hlo_text.splitlines():
+        if header := _COMPUTATION.match(line):
+            times = runs[header["name"]]
         if not (found := _COLLECTIVE.search(line)):
             continue
         kind, result = found["kind"], found["result"]
@@ -82,9 +95,41 @@ def _read(hlo_text: str, num_devices: int) -> Iterator[Collective]:
             kind=kind,
             num_devices=size,
             result=", ".join(shape.group() for shape in _SHAPE.finditer(result)),
-            sent_bytes=SENT_PER_BYTE[kind](size) * _shape_bytes(result),
+            times=times,
+            sent_bytes=times * SENT_PER_BYTE[kind](size) * _shape_bytes(result),
             op_name=name[1] if name else "",
         )
+
+
+def _runs(hlo_text: str) -> dict[str, int]:
+    """Computation -> how often it runs; callers stand below what they call."""
+    runs: dict[str, int] = {}
+    calls: list[tuple[str, str, int]] = []  # caller, called, times
+    numbers: dict[str, int] = {}
+    limits: dict[str, int] = {}  # condition i < n -> n
+    name = ""
+    for line in hlo_text.splitlines():
+        if header := _COMPUTATION.match(line):
+            name = header["name"]
+            runs[name] = int(bool(header["entry"]))
+        elif number := _NUMBER.search(line):
+            numbers[number["name"]] = int(number["value"])
+        elif (below := _BELOW.search(line)) and below[1] in numbers:
+            limits[name] = numbers[below[1]]
+        elif name:
+            called = {found["how"]: found["name"] for found in _CALLED.finditer(line)}
+            known = _TRIPS.search(line)
+            trips = (
+                int(known[1]) if known else limits.get(called.get("condition", ""), 1)
+            )
+            calls += [
+                (name, other, trips if how == "body" else 1)
+                for how, other in called.items()
+            ]
+    for caller, called, times in reversed(calls):
+        runs[called] += times * runs[caller]
+    # Branches are not among the calls.
+    return {name: max(count, 1) for name, count in runs.items()}
 
 
 def _parts(text: str) -> list[str]:

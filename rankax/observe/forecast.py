@@ -15,20 +15,21 @@ The memory's bytes, of one device and step:
                   and moments read and written: 6 · weights + 2 · moments
     activations   what the backward pass keeps, written once and read once
 
-All-to-all on a torus goes h hops along a dimension of n chips, n / 4 on average where
-the ends are joined and (n² − 1) / 3n where they are not, and loads each of its links by
-as much; sums by ring use all links of a chip at once.
+All-to-all is held up in the middle of the longest dimension. Of what a chip has for all
+chips, itself included, half is for the other half of the n chips in its line, so n / 4
+of it pass through one link, or through two where the ends are joined. Sums by ring use
+all links of a chip at once.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import dataclasses
 
 from rankax.observe.peaks import Peaks
 from rankax.parallel.topology import Topology
 
-# The ends of a slice are joined if all its dimensions are multiples of these: whole
-# cubes of 3D machines, the whole pod of 2D ones.
-_JOINED_3D, _JOINED_2D = 4, 16
+# Where ends are joined: in 3D slices of whole cubes, in 2D ones along a side of the pod
+# ("How to Scale Your Model", jax-ml.github.io/scaling-book, "How to Think About TPUs").
+_CUBE, _POD_SIDE = 4, 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class Forecast:
 
     Attributes:
         batch_size: B.
-        arithmetic: of matrix products, seconds; None = unknown.
+        arithmetic: of matrix products, seconds.
         memory: seconds.
         links: seconds.
     """
@@ -117,7 +118,7 @@ def link_seconds(
     swapped = sent_bytes.get("all-to-all", 0.0)
     summed = sum(sent_bytes.values()) - swapped
     if topology.platform == "tpu":
-        return _on_torus(peaks, topology.dims, swapped, summed)
+        return _on_torus(peaks, topology, swapped, summed)
     count, near = topology.num_devices, peaks.num_neighbours
     if not near or count <= near:
         return (swapped + summed) / peaks.link_rate
@@ -126,29 +127,17 @@ def link_seconds(
     return network + (swapped - away + summed) / peaks.link_rate
 
 
-def _on_torus(
-    peaks: Peaks, dims: tuple[int, ...], swapped: float, summed: float
-) -> float:
-    ports = 2 * len(dims)
-    per_link = peaks.link_rate / ports
-    joined = _JOINED_2D if len(dims) == 2 else _JOINED_3D
-    used, swap_seconds = 0.0, 0.0
-    for size in dims:
-        if size == 1:
-            continue
-        is_ring = size % joined == 0 and all(n % joined == 0 for n in dims)
-        links = 2.0 if is_ring else 2 * (size - 1) / size  # of a chip, on average
-        hops = size / 4 if is_ring else (size**2 - 1) / (3 * size)
-        used += links
-        swap_seconds = max(swap_seconds, swapped * hops / (links * per_link))
-    if not used:  # the two devices of one chip
+def _on_torus(peaks: Peaks, topology: Topology, swapped: float, summed: float) -> float:
+    dims, count = topology.dims, topology.num_devices
+    sides = [size for size in dims if size > 1]
+    if not sides:  # the two devices of one chip
         return (swapped + summed) / peaks.link_rate
+    per_link = peaks.link_rate / (2 * len(dims))
+    is_whole = all(size % _CUBE == 0 for size in dims)
+    swap_seconds, used = 0.0, 0.0
+    for size in sides:
+        is_ring = size == _POD_SIDE if len(dims) == 2 else is_whole
+        through = swapped * count / (count - 1) * size / 4
+        swap_seconds = max(swap_seconds, through / (per_link * (2 if is_ring else 1)))
+        used += 2 if is_ring else 2 * (size - 1) / size  # of a chip, on average
     return swap_seconds + summed / (used * per_link)
-
-
-def sent_by_kind(collectives: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Sums (kind, bytes) by kind."""
-    total: dict[str, float] = {}
-    for kind, size in collectives:
-        total[kind] = total.get(kind, 0.0) + size
-    return total

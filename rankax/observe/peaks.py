@@ -96,6 +96,9 @@ _H100_PCIE = _gpu(378, 756.5, memory=80, rate=2000, links=128, network=400)
 # "NVIDIA H200 Tensor Core GPU": arithmetic as the H100; 141 GB, 4,800 GB/s, NVLink 900.
 _H200 = _gpu(494.5, 989.5, memory=141, rate=4800, links=900, network=400)
 _H200_NVL = _gpu(417.5, 835.5, memory=141, rate=4800, links=128, network=400)
+# "NVIDIA HGX B200" and "DGX B200" data sheets, of eight GPUs, with sparsity: TF32 18,
+# BF16 36 PFLOP/s; 1,440 GB, 64 TB/s, NVLink 14.4 TB/s; eight network cards of 400 Gb/s.
+_B200 = _gpu(1125, 2250, memory=180, rate=8000, links=1800, network=400)
 # "NVIDIA L4 Tensor Core GPU" data sheet, with sparsity: TF32 120, BF16 242; 24 GB, 300
 # GB/s, PCIe 64 GB/s.
 _L4 = _gpu(60, 121, memory=24, rate=300, links=64)
@@ -122,6 +125,7 @@ _PEAKS = {
     "NVIDIA A100-SXM4-40GB": _A100_40GB,
     "NVIDIA A100-SXM4-80GB": _A100,
     "NVIDIA A100 80GB PCIe": _A100_PCIE,
+    "NVIDIA B200": _B200,
     "NVIDIA H100 80GB HBM3": _H100_SXM,
     "NVIDIA H100 NVL": _H100_NVL,
     "NVIDIA H100 PCIe": _H100_PCIE,

@@ -5,6 +5,8 @@ from typing import Any
 
 # Longer lists end with a line for the rest.
 _MOST_TABLES, _MOST_MODULES = 12, 6
+# Of a GPU's memory, that jax lets programs have if nobody says otherwise.
+_DEFAULT_FRACTION = 0.75
 
 
 def render(plan: Mapping[str, Any]) -> str:
@@ -182,9 +184,16 @@ def _verdict(plan: Mapping[str, Any]) -> Iterator[str]:
         if room:
             used = f"it takes {memory['total'] / room:.1%} of a chip's memory"
         yield f"it fits {plan['topology']}: {used}"
+        is_gpu = plan["device_kind"].startswith("NVIDIA")
+        if is_gpu and memory["total"] > _DEFAULT_FRACTION * room:
+            yield (
+                f"jax takes {_DEFAULT_FRACTION:.0%} of a GPU; set "
+                "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in the environment of the run"
+            )
         return
     over = memory["total"] - room if room else 0
     lacks = f": {size(over)} too much on each chip" if over > 0 else ""
-    yield f"it does not fit {plan['topology']}{lacks}; what to change:"
+    change = "; what to change:" if plan["advice"] else ""
+    yield f"it does not fit {plan['topology']}{lacks}{change}"
     for advice in plan["advice"]:
         yield f"  - {advice}"

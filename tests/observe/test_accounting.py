@@ -20,7 +20,7 @@ from rankax.data.card import (
     Table,
 )
 from rankax.data.schema import Schema
-from rankax.embeddings import optimizers
+from rankax.embeddings import layout, optimizers
 from rankax.embeddings.engine import TableEngine
 from rankax.models import base
 from rankax.models.backbones.infnet import INFNetConfig
@@ -369,6 +369,21 @@ def test_a_row_is_read_looked_up_and_updated_with_its_state(optimizer, tables, e
     few_rows = schema_of(CategoricalField(name="a", table="a"), num_rows=5)
     config = dataclasses.replace(config)
     assert account(config, few_rows).table_bytes_per_example == each  # 5, and 3 spare
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optimizer", "each"),
+    [
+        ("float32", "rowwise_adagrad", 3 * 128 * 4 + 2 * 4),
+        ("bfloat16", "rowwise_adagrad", 3 * 128 * 2 + 2 * 4),
+        ("float32", "adagrad", 5 * 128 * 4),
+    ],
+)
+def test_rows_that_share_a_line_move_with_it(dtype, optimizer, each, monkeypatch):
+    monkeypatch.setattr(layout, "is_in_lines", lambda mesh: True)
+    config = make_config(base.named_config("dnn"), replicate_below_bytes=0, dtype=dtype)
+    config.optimizer.sparse.name = optimizer
+    assert account(config, ids(1, num_rows=5000)).table_bytes_per_example == each
 
 
 def test_measured_rows_count_once_a_step_however_often_they_are_looked_up():

@@ -24,6 +24,64 @@ def test_collective_bytes_are_those_of_a_ring():
     assert collectives.sent_bytes(compiled.as_text(), 8) == expected
 
 
+def test_what_a_loop_sends_counts_as_often_as_it_runs():
+    mesh = meshes.make_mesh(data=8)
+
+    def exchange(x):  # [4] float32, summed 3 times by each of 5 turns, and once after
+        def turn(x, _):
+            def inner(x, _):
+                return jax.lax.psum(x, meshes.AXES) / 8, None
+
+            return jax.lax.scan(inner, x, None, length=3)
+
+        return jax.lax.psum(jax.lax.scan(turn, x, None, length=5)[0], meshes.AXES)
+
+    program = jax.shard_map(
+        exchange, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False
+    )
+    text = jax.jit(program).lower(jnp.zeros(4)).compile().as_text()
+    found = collectives.read(text, 8)
+    assert sum(each.times for each in found) == 5 * 3 + 1
+    assert collectives.sent_bytes(text, 8) == 16 * (2 * 7 / 8 * 16)
+
+
+def test_a_loop_of_which_only_the_condition_tells():
+    text = """
+%body (x: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %y = f32[4]{0:T(128)} all-reduce(%x.1), replica_groups={}
+}
+%condition (x: (s32[], f32[4])) -> pred[] {
+  %number = s32[]{:T(128)} constant(23)
+  %i = s32[]{:T(128)} get-tuple-element(%x), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %number), direction=LT, metadata={}
+}
+%other (x: (s32[], f32[4])) -> pred[] {
+  ROOT %lt.1 = pred[]{:T(512)} compare(%i, %rounds), direction=LT, metadata={}
+}
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %loop = (s32[], f32[4]) while(%x), condition=%condition, body=%body
+  %loop.1 = (s32[], f32[4]) while(%x), condition=%CONDITION, body=%body
+}
+"""
+    assert collectives.read(text.replace("CONDITION", "other"), 8)[0].times == 24
+    assert collectives.read(text.replace("CONDITION", "condition"), 8)[0].times == 46
+
+
+def test_a_loop_that_runs_until_something_happens_counts_once():
+    mesh = meshes.make_mesh(data=8)
+
+    def exchange(x):
+        return jax.lax.while_loop(
+            lambda x: x[0] < 9, lambda x: jax.lax.psum(x, meshes.AXES), x
+        )
+
+    program = jax.shard_map(
+        exchange, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False
+    )
+    text = jax.jit(program).lower(jnp.ones(4)).compile().as_text()
+    assert collectives.sent_bytes(text, 8) == 2 * 7 / 8 * 16
+
+
 def test_collective_bytes_read_all_ways_to_write_groups_and_shapes():
     def sent(line, devices=8):
         return collectives.sent_bytes(f"  %x.1 = {line}, channel_id=1\n", devices)

@@ -1,3 +1,7 @@
+import collections
+import itertools
+import math
+
 import pytest
 
 from rankax.observe import forecast
@@ -14,18 +18,51 @@ def seconds(name, **sent):
     return forecast.link_seconds(peaks(where.device_kind), where, sent)
 
 
-def test_all_to_all_of_a_torus_is_bound_by_its_longest_dimension():
-    assert seconds("v5p:4x4x4", all_to_all=8e6) == pytest.approx(8e6 / (2 * V5P))
-    # Of 16 chips in a ring a message passes 4 links on average; the page of the v5e says
-    # 1.6 TB/s through the middle of 16x16, which half of all bytes must pass.
+def brute_force_all_to_all(dims, is_ring):
+    """Bytes through the busiest link if every chip sends 1 byte to every other one."""
+    load = collections.Counter()
+    chips = list(itertools.product(*map(range, dims)))
+    for start, end in itertools.permutations(chips, 2):
+        here = list(start)
+        for axis, size in enumerate(dims):
+            away = (end[axis] - here[axis]) % size
+            ways = [(1, away, 1.0)]
+            if is_ring[axis] and 2 * away == size:  # either way is as short
+                ways = [(1, away, 0.5), (-1, away, 0.5)]
+            elif 2 * away > size if is_ring[axis] else end[axis] < here[axis]:
+                ways = [(-1, size - away, 1.0)]
+            for step, hops, share in ways:
+                for hop in range(hops):
+                    at = list(here)
+                    at[axis] = (here[axis] + step * hop) % size
+                    load[axis, step, tuple(at)] += share
+            here[axis] = end[axis]
+    return max(load.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "is_ring", "link"),
+    [
+        ("v5p:4x4x4", (True, True, True), V5P),
+        ("v5p:2x4x4", (False, False, False), V5P),
+        ("v5p:2x2x1", (False, False, False), V5P),
+        ("v5e:2x2", (False, False), V5E),
+        ("v5e:4x8", (False, False), V5E),
+        ("v5e:8x16", (False, True), V5E),
+    ],
+)
+def test_all_to_all_takes_as_long_as_its_busiest_link(name, is_ring, link):
+    dims = topology.parse(name).dims
+    others = math.prod(dims) - 1
+    expected = brute_force_all_to_all(dims, is_ring) / link
+    assert seconds(name, all_to_all=others) == pytest.approx(expected)
+
+
+def test_all_to_all_of_a_pod_is_bound_by_its_published_middle():
+    # The page of the v5e: 1.6 TB/s through the middle of 16x16. Of the 255 chips that
+    # one sends to, 128 are on the other side.
     found = seconds("v5e:16x16", all_to_all=8e6)
-    assert found == pytest.approx(256 * 8e6 / 2 / 2 / 1.6e12)
-
-
-def test_ends_that_are_not_joined_make_ways_longer():
-    # A line of 4: mean distance of two chips (with themselves) is 15 / 12.
-    found = seconds("v5e:4x4", all_to_all=1e6)
-    assert found == pytest.approx(1e6 * 1.25 / (1.5 * V5E))
+    assert found == pytest.approx(128 * 8e6 * 128 / 255 / 1.6e12)
 
 
 def test_sums_use_all_links_of_a_chip():

@@ -1,8 +1,12 @@
 """Topologies: what the tables of Google Cloud's pages say, and what is refused."""
 
+import re
+
 import pytest
 
 from rankax.config.base import ConfigError
+from rankax.observe import peaks
+from rankax.parallel import topology as topologies
 from tpu import names, slices
 
 # topology -> chips, machines, devices, machine type, node label, TPU VM: as the pages
@@ -45,6 +49,19 @@ def test_a_topology_has_the_machines_that_google_cloud_lists(topology):
     assert found.is_gpu == (topology[:2] in ("l4", "a1", "h1", "h2", "b2"))
 
 
+@pytest.mark.parametrize("topology", PUBLISHED)
+def test_a_plan_means_the_machines_that_a_launch_rents(topology):
+    found, where = slices.parse(topology), topologies.parse(topology)
+    assert (found.num_chips, found.num_devices) == (where.num_chips, where.num_devices)
+    known = peaks.peaks(where.device_kind)
+    assert (known is None) == (found.kind == "cpu")
+    label = next(iter(found.labels.values()), "")
+    # Google Cloud's machines with the older A100 have 40 GB.
+    gigabytes = re.search(r"(\d+)gb", label.replace("tesla-a100", "40gb"))
+    if known and gigabytes:
+        assert known.memory_bytes == float(gigabytes[1]) * 1e9
+
+
 def test_shape_of_a_slice_is_a_label_of_its_nodes():
     labels = slices.parse("v6e:4x8").labels
     assert labels["cloud.google.com/gke-tpu-topology"] == "4x8"
@@ -54,8 +71,8 @@ def test_shape_of_a_slice_is_a_label_of_its_nodes():
     ("topology", "message"),
     [
         ("v5q:2x2", "did you mean 'v5p'?"),
-        ("v5e", "no such slice; known: 1x1, 2x2"),
-        ("v5e:3x3", "no such slice; known: 1x1, 2x2"),
+        ("v5e", "no such slice of v5e; known: 1x1, 2x2"),
+        ("v5e:3x3", "no such slice of v5e; known: 1x1, 2x2"),
         ("v5p:4x4", "or AxBxC with A <= B <= C, all multiples of 4, up to 6144 chips"),
         ("v5p:4x6x4", "no such slice"),
         ("v5p:8x4x4", "no such slice"),
@@ -73,7 +90,7 @@ def test_what_is_no_topology_is_told_what_there_is(topology, message):
     with pytest.raises(ConfigError) as told:
         slices.parse(topology)
     assert message in str(told.value)
-    assert f"--topology={topology}" in str(told.value)
+    assert f"topology {topology!r}" in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -20,7 +21,14 @@ from rankax.config.experiment import ExperimentConfig
 from rankax.data.errors import DataError
 from rankax.data.schema import Schema
 from rankax.embeddings.layout import LANES, Lines
-from rankax.observe import accounting, forecast, peaks, plan_screen, traffic
+from rankax.observe import (
+    accounting,
+    environment,
+    forecast,
+    peaks,
+    plan_screen,
+    traffic,
+)
 from rankax.observe.accounting import Cost
 from rankax.observe.collectives import Collective
 from rankax.observe.forecast import Forecast
@@ -50,9 +58,8 @@ class _Draft:
 
     @property
     def is_fitting(self) -> bool:
-        """By formula, with a tenth to spare for what the formula does not know."""
-        room = self.peaks.memory_bytes if self.peaks else float("inf")
-        return self.held.forecast <= 0.9 * room
+        """By formula; then the compiler is asked."""
+        return self.held.forecast * self.topology.devices_per_chip <= _room(self)
 
 
 def plan(
@@ -123,6 +130,7 @@ def _search(
         row = _summary(draft)
         tried.append(row)
         if not draft.is_fitting:
+            _tell(f"{name}: too small, by formula")
             continue
         report = _report(config, draft, sample_note)
         compiled.append(report)
@@ -152,7 +160,7 @@ def _draft(
         config, devices, schema=schema, sample_ids=sample_ids
     )
     batch = steps.abstract_batch(config.train.batch_size, sample_ids=sample_ids)
-    return _Draft(
+    draft = _Draft(
         topology=topology,
         peaks=peaks.peaks(topology.device_kind),
         steps=steps,
@@ -164,6 +172,13 @@ def _draft(
             "all-reduce": traffic.gradient_bytes_per_step(steps.engine, steps.params),
         },
     )
+    hosts = _num_hosts(draft)
+    if config.data.lanes % hosts:
+        raise ConfigError(
+            f"data.lanes = {config.data.lanes} cannot be split over the {hosts} hosts "
+            f"of {name}, a process each; set data.lanes = {hosts} or a multiple of it"
+        )
+    return draft
 
 
 def _summary(draft: _Draft) -> dict[str, Any]:
@@ -178,9 +193,10 @@ def _summary(draft: _Draft) -> dict[str, Any]:
     }
 
 
-def _room(draft: _Draft) -> float | None:
+def _room(draft: _Draft) -> float:
+    """Bytes of memory of a chip; simulated devices share this machine's."""
     if draft.peaks is None:
-        return None
+        return environment.hardware()["memory_bytes"] / draft.topology.num_chips
     return draft.peaks.memory_bytes * draft.topology.devices_per_chip
 
 
@@ -199,7 +215,7 @@ def _report(
     speed = _forecast(config, draft, sent)
     memory = _memory(draft, compiled)
     room = _room(draft)
-    is_fitting = not refusal and (room is None or memory["total"] <= room)
+    is_fitting = not refusal and memory["total"] <= room
     cost = draft.cost
     return {
         "data_set": draft.steps.schema.card.name,
@@ -237,6 +253,8 @@ def _report(
         "arithmetic_intensity": _intensity(config, draft),
         "forecast": _speed(speed),
         "input": _input(config, draft, speed),
+        "train_rows": _train_rows(draft),
+        "checkpoint_bytes": footprint.checkpoint_bytes(config, draft.steps.schema),
     }
 
 
@@ -246,12 +264,18 @@ def _compile(draft: _Draft) -> tuple[CompiledStep | None, str]:
     Neither where the state alone does not fit: no compiler can change that.
     """
     room = _room(draft)
-    if room and draft.held.state * draft.topology.devices_per_chip > room:
+    if draft.held.state * draft.topology.devices_per_chip > room:
         return None, ""
+    _tell(f"{draft.topology.name}: compiling, which can take minutes")
     try:
         return ahead_of_time.compile_steps(draft.steps, draft.batch), ""
     except jax.errors.JaxRuntimeError as error:
         return None, str(error).strip()
+
+
+def _tell(text: str) -> None:
+    """Shows progress, apart from the screen or the JSON on stdout."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _source(draft: _Draft, compiled: CompiledStep | None, refusal: str) -> str:
@@ -374,10 +398,7 @@ def _input(
     config: ExperimentConfig, draft: _Draft, found: Forecast | None
 ) -> dict[str, Any]:
     """What each host must read, pack and send to its chips to keep up."""
-    hosts = len({device.process_index for device in draft.steps.mesh.devices.flat})
-    if draft.topology.platform == "gpu" and draft.peaks:
-        near = draft.peaks.num_neighbours or draft.topology.num_devices
-        hosts = -(-draft.topology.num_devices // near)
+    hosts = _num_hosts(draft)
     size = draft.held.batch * draft.topology.num_devices / config.train.batch_size
     rate = found.most_examples_per_second / hosts if found else None
     return {
@@ -386,6 +407,19 @@ def _input(
         "examples_per_second_per_host": rate,
         "bytes_per_second_per_host": rate * size if rate else None,
     }
+
+
+def _train_rows(draft: _Draft) -> int:
+    """Of an epoch; 0 = the card does not say."""
+    split = draft.steps.schema.card.splits.get("train")
+    return split.num_rows if split else 0
+
+
+def _num_hosts(draft: _Draft) -> int:
+    if draft.topology.platform == "gpu" and draft.peaks:
+        near = draft.peaks.num_neighbours or draft.topology.num_devices
+        return -(-draft.topology.num_devices // near)
+    return len({device.process_index for device in draft.steps.mesh.devices.flat})
 
 
 def _add_price(report: dict[str, Any], price: float) -> None:
@@ -408,8 +442,6 @@ def _add_price(report: dict[str, Any], price: float) -> None:
 
 def _advice(config: ExperimentConfig, report: dict[str, Any]) -> Iterator[str]:
     memory, room = report["memory"], report["memory_bytes_per_chip"]
-    if not room:
-        return
     over = max(memory["total"] - room, 0)
     tables = [t for t in report["tables"] if t["placement"] != "replicated"]
     numbers = sum(t["num_rows"] * t["dim"] for t in tables) / report["chips"]

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 
+from final_states import final_state
 import jax
 import pytest
 
@@ -14,6 +15,7 @@ from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
 from rankax.observe import plan_screen
 from rankax.parallel import topology as topologies
+from rankax.train import train
 
 
 def make_config(**options):
@@ -27,6 +29,12 @@ def make_config(**options):
     for name, value in options.items():
         setattr(config.tables, name, value)
     return config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def devices():
+    """All eight, before a plan asks jax for fewer."""
+    jax.devices()
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +133,41 @@ def test_a_gpu_of_which_jax_takes_too_little_by_default_is_told(gpus):
     assert "MEM_FRACTION" not in plan_screen.render(on_tpu)
 
 
+def test_speed_and_cost_are_those_of_a_run_that_fits(gpus):
+    found, _ = gpus
+    text = plan_screen.render(found)
+    assert "epoch: 1,024 examples, 0.0 s to 0.0 s" in text
+    hour = 3600 * found["forecast"]["most_examples_per_second"]
+    assert " examples, 60 min to" in plan_screen.render(
+        {**found, "train_rows": int(hour)}
+    )
+    assert "cost: 0.00 " not in text  # 1e9 examples of a tiny network
+    large = {**found, "is_fitting": False, "advice": []}
+    for part in ("forecast", "input", "cost", "epoch"):
+        assert f"\n{part}: " in text
+        assert f"\n{part}: " not in plan_screen.render(large)
+
+
+def test_a_checkpoint_is_what_a_save_writes(gpus, tmp_path):
+    found, _ = gpus
+    config = make_config()
+    config.eval.test = False
+    train(config, str(tmp_path / "run"))
+    _, state, _ = final_state(config, tmp_path / "run")
+    assert found["checkpoint_bytes"] == sum(x.nbytes for x in jax.tree.leaves(state))
+
+
+def test_simulated_devices_share_the_memory_of_this_machine(monkeypatch):
+    memory = planning.environment.hardware()["memory_bytes"]
+    found = planning.plan(make_config(), topology="cpu:8")
+    assert found["memory_bytes_per_chip"] == memory / 8
+    assert "of this machine's memory" in plan_screen.render(found)
+    monkeypatch.setattr(
+        planning.environment, "hardware", lambda: {"memory_bytes": 800_000}
+    )
+    assert not planning.plan(make_config(), topology="cpu:8")["is_fitting"]
+
+
 def test_a_file_that_cannot_be_written_is_told_before_anything_is_compiled(
     tmp_path, monkeypatch
 ):
@@ -208,8 +251,8 @@ def test_if_no_size_fits_the_reason_is_that_of_the_largest(monkeypatch):
         return str(error.value)
 
     assert "of 80.0 GB; use fewer, narrower or 16-bit rows" in told(1, 2)
-    # One is too small, and three cannot share the batch: rows would not help.
-    assert "must be a multiple" in told(1, 3) and "16-bit" not in told(1, 3)
+    # One is too small, and three cannot share the tables: rows would not help.
+    assert "do not divide" in told(1, 3) and "16-bit" not in told(1, 3)
 
 
 def test_a_compiler_that_refuses_is_quoted(monkeypatch, capfd):
@@ -222,7 +265,7 @@ def test_a_compiler_that_refuses_is_quoted(monkeypatch, capfd):
     assert not found["is_fitting"]
     told = capfd.readouterr()
     assert "the compiler says: RESOURCE_EXHAUSTED: Ran out of memory on HBM" in told.out
-    assert told.err == "check failed\n"
+    assert told.err == "cpu:8: compiling, which can take minutes\ncheck failed\n"
 
 
 def test_a_card_alone_is_enough(tmp_path, capsys):
@@ -235,9 +278,19 @@ def test_a_card_alone_is_enough(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found))
 
 
-def test_machines_that_cannot_run_it_are_refused_with_advice():
-    with pytest.raises(ConfigError, match=r"train.batch_size = 256 must be a multiple"):
+def test_machines_that_cannot_run_it_are_refused_with_advice(monkeypatch):
+    with pytest.raises(ConfigError, match=r"3 devices do not divide .* power of two"):
         planning.plan(make_config(), topology="cpu:3")
+    odd = make_config()
+    odd.train.batch_size, odd.data.lanes = 36, 12
+    odd.eval.batch_size = 24
+    with pytest.raises(ConfigError, match=r"a multiple of the 8 devices; use 24"):
+        planning.plan(odd, topology="h100:8")
+    monkeypatch.setattr(planning, "_num_hosts", lambda draft: 3)
+    with pytest.raises(
+        ConfigError, match=r"16 cannot be .* 3 hosts of h100:8.*lanes = 3"
+    ):
+        planning.plan(make_config(), topology="h100:8")
     with pytest.raises(ConfigError, match="did you mean"):
         planning.plan(make_config(), topology="h10:8")
 

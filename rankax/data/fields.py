@@ -150,7 +150,8 @@ def check_table(table: Table) -> None:
         )
     if not 0 < table.num_rows <= 2**31 - 1:
         raise DataError(
-            f"table {table.name!r}: num_rows = {table.num_rows} is not in 1 .. 2^31 - 1"
+            f"table {table.name!r}: num_rows = {table.num_rows} is not in 1 .. 2^31 - "
+            "1, what 32-bit row ids reach; hash its ids to fewer rows"
         )
 
 

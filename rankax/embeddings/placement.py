@@ -208,6 +208,19 @@ class TablePlan:
         return "\n".join(lines)
 
 
+def check_num_shards(config: TablesConfig, *, num_devices: int) -> None:
+    """Raises where tables cannot be split over the devices."""
+    shards = config.num_shards
+    if shards % num_devices:
+        advice = f"a power of two of devices, up to {shards}"
+        if num_devices & (num_devices - 1) == 0:
+            advice = f"tables.num_shards = {num_devices} or a multiple of it"
+        raise ConfigError(
+            f"{num_devices} devices do not divide tables.num_shards = {shards}; use "
+            + advice
+        )
+
+
 def plan_tables(
     specs: Sequence[TableSpec],
     *,
@@ -232,12 +245,8 @@ def plan_tables(
             that differ inside a role, a column without a table in any role, a table
             without a column, or a table that is too large for 32-bit row ids.
     """
+    check_num_shards(config, num_devices=num_devices)
     shards = config.num_shards
-    if shards % num_devices:
-        raise ConfigError(
-            f"{num_devices} devices do not divide tables.num_shards = {shards}; use a "
-            "power of two of devices, or a larger tables.num_shards"
-        )
     by_role: dict[str, dict[str, TableSpec]] = {}
     for spec in specs:
         names = by_role.setdefault(spec.role, {})

@@ -65,7 +65,7 @@ def _sizes(plan: Mapping[str, Any]) -> Iterator[str]:
         room = row["memory_bytes_per_chip"]
         yield (
             f"{row['topology']:16} {row['chips']:6,} {size(held):>15} "
-            f"{size(room) if room else '?':>9}  {verdict}, {how}"
+            f"{size(room):>9}  {verdict}, {how}"
         )
 
 
@@ -113,13 +113,20 @@ def _memory(plan: Mapping[str, Any]) -> Iterator[str]:
     memory, room = plan["memory"], plan["memory_bytes_per_chip"]
     names = ("tables", "dense", "batch", "temporaries", "padding", "code")
     parts = ", ".join(f"{name} {size(memory[name])}" for name in names)
-    of = f" of {size(room)}" if room else ""
     yield ""
-    yield f"memory of a chip: {size(memory['total'])}{of}: {parts}"
+    yield f"memory of a chip: {size(memory['total'])} of {size(room)}: {parts}"
     yield (
-        f"  temporaries: activations that the backward pass keeps are "
-        f"{size(memory['activations'])}; the exchange is {plan['exchange']}"
+        f"  by formula, before a compiler fuses: the backward pass keeps "
+        f"{size(memory['activations'])} of activations; the exchange is "
+        f"{plan['exchange']}"
     )
+    yield f"checkpoint: {size(plan['checkpoint_bytes'])}{_by_host(plan)}"
+
+
+def _by_host(plan: Mapping[str, Any]) -> str:
+    hosts = plan["input"]["hosts"]
+    share = size(plan["checkpoint_bytes"] / hosts)
+    return f", {share} from each of {hosts} hosts" if hosts > 1 else ""
 
 
 def _wire(plan: Mapping[str, Any]) -> Iterator[str]:
@@ -150,6 +157,8 @@ def _speed(plan: Mapping[str, Any]) -> Iterator[str]:
         yield "forecast: none, no data sheet tells what these devices can do"
         yield f"input: {size(plan['input']['bytes_per_example'])} an example to devices"
         return
+    if not plan["is_fitting"]:
+        return
     least, most = found["least_examples_per_second"], found["most_examples_per_second"]
     parts = ", ".join(f"{k} {_time(v)}" for k, v in found["seconds"].items())
     yield (
@@ -164,12 +173,27 @@ def _speed(plan: Mapping[str, Any]) -> Iterator[str]:
         f"({size(fed['bytes_per_example'])} an example)"
     )
     low, high = found["chip_hours_per_billion"]
-    text = f"cost: {low:,.2f} to {high:,.2f} chip-hours per billion examples"
+    text = f"cost: {_range(low, high)} chip-hours per billion examples"
     if "price_per_billion" in found:
         low, high = found["price_per_billion"]
         price = found["price_per_chip_hour"]
-        text += f", {low:,.2f} to {high:,.2f} in money at {price:g} an hour"
+        text += f", {_range(low, high)} in money at {price:g} an hour"
     yield text
+    rows = plan["train_rows"]
+    if rows:
+        took = f"{_long(rows / most)} to {_long(rows / least)} at least"
+        yield f"epoch: {rows:,} examples, {took}"
+
+
+def _range(low: float, high: float) -> str:
+    """Writes two amounts: whole cents, or two digits of what is less than one."""
+    return " to ".join(f"{x:,.2f}" if x >= 1 else f"{x:.2g}" for x in (low, high))
+
+
+def _long(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def _time(seconds: float) -> str:
@@ -180,10 +204,9 @@ def _verdict(plan: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     memory, room = plan["memory"], plan["memory_bytes_per_chip"]
     if plan["is_fitting"]:
-        used = "how much memory there is, you know"
-        if room:
-            used = f"it takes {memory['total'] / room:.1%} of a chip's memory"
-        yield f"it fits {plan['topology']}: {used}"
+        whose = "this machine's" if plan["device_kind"] == "cpu" else "a chip's"
+        used = f"{memory['total'] / room:.1%} of {whose} memory"
+        yield f"it fits {plan['topology']}: it takes {used}"
         is_gpu = plan["device_kind"].startswith("NVIDIA")
         if is_gpu and memory["total"] > _DEFAULT_FRACTION * room:
             yield (
@@ -191,7 +214,7 @@ def _verdict(plan: Mapping[str, Any]) -> Iterator[str]:
                 "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in the environment of the run"
             )
         return
-    over = memory["total"] - room if room else 0
+    over = memory["total"] - room
     lacks = f": {size(over)} too much on each chip" if over > 0 else ""
     change = "; what to change:" if plan["advice"] else ""
     yield f"it does not fit {plan['topology']}{lacks}{change}"

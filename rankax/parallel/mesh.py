@@ -31,6 +31,10 @@ def make_mesh(
         ConfigError: the axes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
+    if not data and len(devices) % model:
+        raise ConfigError(
+            f"mesh.model = {model} does not divide the {len(devices)} devices"
+        )
     data = data or len(devices) // model
     if data * model != len(devices):
         raise ConfigError(

@@ -215,7 +215,7 @@ def _of_slice(topology: Topology) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             f"{topology.name} is compiled for by libtpu, which is not installed; "
-            "pip install 'rankax[tpu]' (it needs no TPU)"
+            "pip install -e '.[tpu]' in the checkout (it needs no TPU)"
         )
     for name, value in _LIBTPU.items():
         os.environ.setdefault(name, value)
@@ -234,7 +234,26 @@ def _of_slice(topology: Topology) -> list[Any]:
 
 
 def _check_kind(kind: str, name: str) -> None:
-    if kind not in KINDS:
-        raise ConfigError(
-            f"topology {name!r}: unknown accelerator {kind!r}; {suggest(kind, KINDS)}"
-        )
+    if kind in KINDS:
+        return
+    known = suggest(kind, KINDS)
+    if kind in ("gpu", "tpu"):
+        known = f"known: {', '.join(KINDS)}"
+    raise ConfigError(
+        f"topology {name!r}: unknown accelerator {kind!r}; {_same(kind) or known}"
+    )
+
+
+def _same(accelerator: str) -> str:
+    """Returns advice for Google Cloud's own names, such as "v5p-64"; "" = it is none.
+
+    They count chips, but TensorCores on v5p, which has two of them on a chip.
+    """
+    kind, _, count = accelerator.partition("-")
+    if kind not in _TPUS or not count.isdecimal():
+        return ""
+    chips = int(count) // (2 if kind == "v5p" else 1)
+    for name in sizes(kind):
+        if parse(name).num_chips == chips:
+            return f"of its {chips} chips the name here is {name!r}"
+    return f"name it by its chips, such as {kind}:{_TPUS[kind].sizes[-1]}"

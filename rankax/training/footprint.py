@@ -116,6 +116,12 @@ def footprint(
     )
 
 
+def checkpoint_bytes(config: ExperimentConfig, schema: Schema) -> int:
+    """Returns what a save of a run writes, on whatever devices."""
+    mesh = meshes.make_mesh(data=1, devices=jax.devices("cpu")[:1])
+    return _bytes(Steps(config, schema, mesh).abstract_saved())
+
+
 def activation_bytes_per_example(
     config: ExperimentConfig, schema: Schema, steps: Steps
 ) -> float:

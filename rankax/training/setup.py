@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from rankax.data.order import Position
 from rankax.data.parquet import LeftOut
 from rankax.data.schema import Schema
 from rankax.data.source import SplitSource
+from rankax.embeddings import placement
 from rankax.metrics.task_metrics import MEAN, higher_is_better
 from rankax.observe import stores
 from rankax.observe.console import Console
@@ -178,14 +180,16 @@ def mesh_of(config: ExperimentConfig, devices: Sequence[Any] | None = None) -> M
     mesh = meshes.make_mesh(
         data=config.mesh.data, model=config.mesh.model, devices=devices
     )
+    placement.check_num_shards(config.tables, num_devices=mesh.size)
     for name, size in (
         ("train.batch_size", config.train.batch_size),
         ("eval.batch_size", config.eval.batch_size),
     ):
         if size % mesh.size:
+            both = math.lcm(mesh.size, config.data.lanes)
             raise ConfigError(
                 f"{name} = {size} must be a multiple of the {mesh.size} devices; use "
-                f"{max(size // mesh.size, 1) * mesh.size}"
+                f"{max(size // both, 1) * both}"
             )
     return mesh
 

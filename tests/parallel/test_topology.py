@@ -25,6 +25,10 @@ def test_names_tell_chips_and_devices():
 @pytest.mark.parametrize(
     ("name", "told"),
     [
+        ("v5p-64:x", "of its 32 chips the name here is 'v5p:2x4x4'"),
+        ("v6e-16", "of its 16 chips the name here is 'v6e:4x4'"),
+        ("v5p-66", "name it by its chips, such as v5p:"),
+        ("gpu:8", "known: v5e, v5p, v6e, tpu7x, l4, a100"),
         ("v5q:4x4", "unknown accelerator 'v5q'; did you mean 'v5"),
         ("v5p:4x4", "no such slice of v5p; known: 2x2x1, .* all multiples of 4"),
         ("v5p:8x4x4", "AxBxC with A <= B <= C"),

@@ -302,7 +302,7 @@ def test_a_diverging_run_stops_with_advice_and_keeps_its_last_checkpoint(tmp_pat
         ({"train.batch_size": 24, "data.lanes": 3}, None),
         (
             {"train.batch_size": 100, "data.lanes": 10},
-            "multiple of the 8 devices; use 96",
+            "multiple of the 8 devices; use 80",
         ),
         (
             {"eval.batch_size": 36, "data.lanes": 4},

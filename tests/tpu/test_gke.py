@@ -98,7 +98,7 @@ def test_a_tpu_slice_gets_a_pod_for_each_machine_with_all_its_chips():
         "cloud.google.com/gke-tpu-topology": "4x4x4",
     }
     container = container_of(manifest)
-    assert container["resources"] == {"limits": {"google.com/tpu": 4}}
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["command"] == [
         "python",
         "-m",
@@ -128,6 +128,43 @@ def test_gpus_of_several_machines_know_the_first_by_its_name_in_the_jobset():
     assert path == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     assert job["template"]["spec"]["completionMode"] == "Indexed"
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+
+
+@pytest.mark.parametrize(
+    ("route", "topology", "cpu", "memory"),
+    [
+        ("gke", "v5p:4x4x4", "32", "128Gi"),
+        ("gke", "v5e:1x1", "8", "32Gi"),
+        ("gke-gpu", "h100:16", "64", "256Gi"),
+    ],
+)
+def test_a_pod_asks_for_cpus_and_memory_by_its_chips_or_as_told(
+    route, topology, cpu, memory
+):
+    manifest = one_run(route, topology)
+    requests = container_of(manifest)["resources"]["requests"]
+    assert requests == {"cpu": cpu, "memory": memory}
+    told = one_run(route, topology, cpu="500m", memory="9Gi")
+    check_jobset(told)
+    requests = container_of(told)["resources"]["requests"]
+    assert requests == {"cpu": "500m", "memory": "9Gi"}
+
+
+def test_what_a_pod_asks_for_is_there_on_the_smallest_machine():
+    # What pods can have of a ct5lp-hightpu-1t is 23.3 cores and 42.7 GiB. A
+    # g2-standard-12, with an L4, has as much memory and 12 cores.
+    for route, topology in (("gke", "v5e:1x1"), ("gke-gpu", "l4:1")):
+        requests = container_of(one_run(route, topology))["resources"]["requests"]
+        assert int(requests["cpu"]) <= 11
+        assert int(requests["memory"].removesuffix("Gi")) <= 42
+
+
+def test_memory_that_gpus_share_has_a_limit_within_what_the_pod_asks_for():
+    manifest = one_run("gke-gpu", "h100:16")
+    (memory,) = [x for x in pod_of(manifest)["volumes"] if x["name"] == "memory"]
+    assert memory["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    mount = {"name": "memory", "mountPath": "/dev/shm"}
+    assert mount in container_of(manifest)["volumeMounts"]
 
 
 def test_one_machine_needs_no_coordinator_and_may_save_to_a_store():
@@ -207,6 +244,8 @@ def test_a_word_that_looks_like_a_variable_of_kubernetes_stays_a_word():
         ("gke", {"image": ""}, "--image must be given"),
         ("gke", {"namespace": "My_Team"}, "for example 'my-team'"),
         ("gke", {"max_restarts": -1}, "must be 0 or more"),
+        ("gke", {"cpu": "many"}, "--cpu=many must be like 12"),
+        ("gke", {"memory": "64"}, "--memory=64 must be like 64Gi"),
         ("gke", {"machine": "x"}, "no option 'machine' here"),
         ("gke", {"imge": "x"}, "did you mean 'image'?"),
         ("gke", {"topology": "h100:8"}, "is not for gke; use gke-gpu or slurm"),
@@ -246,6 +285,10 @@ def test_a_list_is_an_indexed_job_that_the_schema_takes():
         "Ignore",
     ]
     assert a_list()["spec"]["parallelism"] == 3
+    on_cpus = a_list(topology="cpu:1")
+    kubernetes_validate.validate(on_cpus, KUBERNETES, strict=True)
+    (container,) = on_cpus["spec"]["template"]["spec"]["containers"]
+    assert container["resources"] == {"requests": {"cpu": "1", "memory": "4Gi"}}
     assert a_list(at_once=5)["spec"]["parallelism"] == 3
 
 

@@ -1,6 +1,7 @@
 """The command line of tpu.render."""
 
 import io
+import re
 import sys
 
 from absl import flags
@@ -102,6 +103,8 @@ def test_a_list_is_read_from_a_file_or_standard_input(tmp_path, capsys, monkeypa
         ([*SLURM, "--commands=missing"], "--commands=missing: "),
         ([*SLURM, "--commands=missing", "--x=1"], "unknown argument '--x=1'"),
         ([*RUN, "--topology=v5e:2x2"], "is not for slurm"),
+        ([*RUN, "--out=missing/x.sh"], "there is no folder missing; make it"),
+        ([*RUN, "--out=tpu"], "--out=tpu cannot be written: Is a directory"),
     ],
 )
 def test_mistakes_end_with_one_line_of_advice(arguments, message):
@@ -111,11 +114,15 @@ def test_mistakes_end_with_one_line_of_advice(arguments, message):
     assert message in str(end.value.code)
 
 
-def test_help_tells_the_options_of_each_route(capsys):
+def help_of(route, capsys):
     with pytest.raises(SystemExit) as end:
-        render.main(["gke", "--help"])
+        render.main([route, "--help"])
     assert end.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_tells_the_options_of_each_route(capsys):
+    said = help_of("gke", capsys)
     for text in (
         "--mount_path",
         "of the container, with rankax",
@@ -124,3 +131,33 @@ def test_help_tells_the_options_of_each_route(capsys):
     ):
         assert text in said
     assert "--partition" not in said
+
+
+@pytest.mark.parametrize(
+    ("route", "defaults"),
+    [
+        ("tpu-vm", {"mount_path": "/shared", "python": "3.12"}),
+        ("gke", {"mount_path": "/shared", "max_restarts": "10", "at_once": "all"}),
+        ("gke-gpu", {"namespace": "default", "max_restarts": "10"}),
+        ("slurm", {"time": "24:00:00", "at_once": "all"}),
+    ],
+)
+def test_help_tells_defaults_and_how_options_are_overridden(capsys, route, defaults):
+    said = help_of(route, capsys)
+    for option, value in defaults.items():
+        assert re.search(rf"--{option} [A-Z_]+ [^)]*\(default: {value}\)", said), option
+    assert "--config.x.y=VALUE overrides an option of the configuration" in said
+
+
+@pytest.mark.parametrize("route", render.ROUTES)
+def test_help_proposes_machines_of_the_route(capsys, route):
+    said = help_of(route, capsys)
+    (told,) = re.findall(r"machines, such as (.*?) --grace_seconds", said)
+    of_a_run, _, of_a_list = told.partition("with --commands")
+    found = re.findall(r"[\w-]+:[\dx]+", of_a_run)
+    assert len(found) == 3
+    for topology in found:
+        render._check_route(route, render.slices.parse(topology))
+    for topology in re.findall(r"[\w-]+:[\dx]+", of_a_list):
+        options = {"image": "image"} if route == "gke" else {}
+        render.array(["x"], route=route, name="x", topology=topology, **options)

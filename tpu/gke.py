@@ -198,6 +198,12 @@ def render_array(
             f"--topology={slice.topology} is for several processes, and each run of a "
             "list is one; choose one machine, or cpu:1"
         )
+    for number, words in enumerate(commands, 1):
+        if workdir := names.value_of("--workdir", words):
+            try:
+                _check_workdir(workdir, slice, cluster)
+            except ConfigError as error:
+                raise ConfigError(f"command {number}: {error}") from error
     cases = [
         f"{index}) exec {shlex.join(words)} ;;" for index, words in enumerate(commands)
     ]
@@ -322,12 +328,6 @@ def _pod(
     return {"spec": spec}
 
 
-_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-
-
-def _escaped(word: str) -> str:
-    """Keeps Kubernetes from replacing $(NAME) in what is not ours."""
-    return word.replace("$(", "$$(")
 def _resources(slice: Slice, cluster: Cluster) -> dict[str, Any]:
     """Without requests, pods would be the first to go where memory is short."""
     cpu, memory = 1, 4
@@ -343,6 +343,12 @@ def _resources(slice: Slice, cluster: Cluster) -> dict[str, Any]:
     return {"requests": requests, "limits": {slice.resource: slice.chips_per_host}}
 
 
+_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+
+
+def _escaped(word: str) -> str:
+    """Keeps Kubernetes from replacing $(NAME) in what is not ours."""
+    return word.replace("$(", "$$(")
 
 
 def _volumes(
@@ -373,9 +379,7 @@ def _volumes(
 
 def _check_workdir(workdir: str, slice: Slice, cluster: Cluster) -> None:
     """Refuses a run folder that is lost, or cannot be written, by these pods."""
-    is_mounted = bool(cluster.volume) and workdir.startswith(
-        cluster.mount_path.rstrip("/") + "/"
-    )
+    is_mounted = names.is_under(workdir, cluster.mount)
     if is_mounted or (names.is_store(workdir) and slice.num_hosts == 1):
         return
     if names.is_store(workdir):

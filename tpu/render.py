@@ -24,7 +24,7 @@ import sys
 from typing import Any
 
 from rankax.config.base import ConfigError, suggest
-from tpu import gke, names, program, slices, slurm, tpu_vm
+from tpu import checkout, gke, names, program, slices, slurm, tpu_vm
 from tpu.slices import Slice
 
 ROUTES = ("tpu-vm", "gke", "gke-gpu", "slurm")
@@ -68,6 +68,9 @@ def array(
         )
     names.check_label(name, "--name")
     words = _split(commands)
+    if route == "gke":
+        configs = [names.value_of("--config", x) for x in words if "rankax.main" in x]
+        _warn(_check_shipped([config for config in configs if config]))
     module = slurm if route == "slurm" else gke
     return module.render_array(
         words,
@@ -121,6 +124,12 @@ def run(
         slice=where,
         num_processes=count,
     )
+    if not isinstance(site, slurm.Cluster):  # whose nodes see this checkout
+        hosts = where.num_hosts
+        _warn(_check_shipped([config]))
+        _warn(own.warn_of_data(hosts, mount=site.mount))
+        if site.spot:
+            _warn(own.warn_of_spot(hosts, seconds=_SPOT_SECONDS[route]))
     common = {"name": name, "slice": where}
     common["grace_seconds"] = grace_seconds or own.grace_seconds(where.num_hosts)
     if isinstance(site, slurm.Cluster):
@@ -136,6 +145,27 @@ _SITES: dict[str, Callable[..., Any]] = {
     "gke-gpu": gke.Cluster,
     "slurm": slurm.Cluster,
 }
+
+
+_SPOT_SECONDS = {
+    "tpu-vm": tpu_vm.SPOT_SECONDS,
+    "gke": gke.SPOT_SECONDS,
+    "gke-gpu": gke.SPOT_SECONDS,
+}
+
+
+def _check_shipped(configs: Iterable[str]) -> Iterable[str]:
+    """Returns warnings, each once, about files that machines get from HEAD."""
+    found: dict[str, None] = {}
+    for config in dict.fromkeys(configs):
+        checkout.check_there(config)
+        found |= dict.fromkeys(checkout.check_shipped(config))
+    return found
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _check_route(route: str, where: Slice) -> None:

@@ -262,10 +262,11 @@ def test_values_that_do_not_fit_are_refused_with_advice(route, options, message)
 
 # ---------------------------------------------------------------- lists of runs
 
+MAIN = f"python -m rankax.main --config={QUICKSTART}"
 COMMANDS = [
-    "python -m rankax.main --config=a.py --workdir=gs://b/0",
-    "python -m rankax.main --config=a.py:x '--config.eval.metric=two words $(HOME)'",
-    "python -m rankax.main --config=a.py --workdir=gs://b/2 --config.data.path=it\\'s",
+    f"{MAIN} --workdir=gs://b/0",
+    f"{MAIN} '--config.eval.metric=two words $(HOME)'",
+    f"{MAIN} --workdir=gs://b/2 --config.data.path=it\\'s",
 ]
 
 
@@ -284,11 +285,11 @@ def test_a_list_is_an_indexed_job_that_the_schema_takes():
         "Ignore",
         "Ignore",
     ]
-    assert a_list()["spec"]["parallelism"] == 3
     on_cpus = a_list(topology="cpu:1")
     kubernetes_validate.validate(on_cpus, KUBERNETES, strict=True)
     (container,) = on_cpus["spec"]["template"]["spec"]["containers"]
     assert container["resources"] == {"requests": {"cpu": "1", "memory": "4Gi"}}
+    assert a_list()["spec"]["parallelism"] == 3
     assert a_list(at_once=5)["spec"]["parallelism"] == 3
 
 
@@ -300,9 +301,9 @@ def test_each_index_starts_its_command_as_the_pods_first_process(tmp_path):
     bash, option, script = container["command"]
     assert (bash, option) == ("bash", "-c")
     expected = [
-        ["--config=a.py", "--workdir=gs://b/0"],
-        ["--config=a.py:x", "--config.eval.metric=two words $(HOME)"],
-        ["--config=a.py", "--workdir=gs://b/2", "--config.data.path=it's"],
+        ["--workdir=gs://b/0"],
+        ["--config.eval.metric=two words $(HOME)"],
+        ["--workdir=gs://b/2", "--config.data.path=it's"],
     ]
     for index, words in enumerate(expected):
         process = subprocess.Popen(
@@ -315,7 +316,8 @@ def test_each_index_starts_its_command_as_the_pods_first_process(tmp_path):
         )
         said, _ = process.communicate()
         # The process is bash's own, so that it gets the SIGTERM of the pod.
-        assert said.splitlines() == [str(process.pid), "-m", "rankax.main", *words]
+        start = [str(process.pid), "-m", "rankax.main", f"--config={QUICKSTART}"]
+        assert said.splitlines() == start + words
 
 
 @pytest.mark.parametrize(
@@ -327,6 +329,18 @@ def test_each_index_starts_its_command_as_the_pods_first_process(tmp_path):
         ({"commands": ["a", " "]}, "command 2 must be one line that is not empty"),
         ({"commands": ["a\nb"]}, "command 1 must be one line"),
         ({"commands": [f"a {i} {'x' * 900}" for i in range(300)]}, "render parts"),
+        (
+            {"commands": [f"{MAIN} --workdir=gs://b/0", f"{MAIN} --workdir=runs/lr"]},
+            "command 2: --workdir=runs/lr is inside the container, and lost with it",
+        ),
+        (
+            {"commands": [f"{MAIN} --workdir /shared/lr"]},
+            "command 1: --workdir=/shared/lr is inside the container",
+        ),
+        (
+            {"commands": ["python -m rankax.main --config=experiments/frap/x.py"]},
+            "no such file experiments/frap/x.py",
+        ),
         ({"topology": "v5p:4x4x4"}, "each run of a list is one"),
         ({"topology": "cpu:2"}, "each run of a list is one"),
         ({"at_once": -1}, "--at_once=-1 must be 0, for all, or more"),
@@ -337,3 +351,9 @@ def test_a_list_that_does_not_fit_is_refused(options, message):
     with pytest.raises(ConfigError) as told:
         a_list(**options)
     assert message in str(told.value)
+
+
+def test_a_list_may_write_to_a_volume_or_a_store():
+    commands = [f"{MAIN} --workdir=/shared/lr", f"{MAIN} --workdir gs://b/fm"]
+    manifest = a_list(commands, volume="claim:runs")
+    assert manifest["spec"]["completions"] == 2

@@ -8,7 +8,7 @@ import pytest
 from rankax.config.base import ConfigError
 from rankax.observe import peaks
 from rankax.parallel import topology as topologies
-from tpu import gke, names, slices
+from tpu import gke, names, slices, tpu_vm
 
 # topology -> chips, machines, devices, machine type, node label, TPU VM: as the pages
 # named in slices.py list them.
@@ -151,6 +151,15 @@ def test_a_name_that_is_no_label_is_refused_with_one_that_is(name, proposed):
 def test_a_value_that_a_shell_would_read_is_refused(value):
     with pytest.raises(ConfigError, match="characters that shells read"):
         names.check_plain(value, "--workdir")
+
+
+def test_the_page_the_image_and_tpu_vms_agree_on_python():
+    root = pathlib.Path(__file__).parents[2]
+    image = (root / "tpu/Dockerfile").read_text()
+    version = tpu_vm.Project(project="p", zone="us-east5-a").python
+    assert f"FROM python:{version}-" in image
+    page = (root / "docs/launch.md").read_text()
+    assert f"TPU VMs install Python {version} (`--python`)" in page
 
 
 def test_the_page_says_what_a_pod_asks_for():

@@ -7,6 +7,7 @@ same folder; so does the end of any of them, a limited number of times.
 
 from collections.abc import Sequence
 import dataclasses
+import re
 import shlex
 from typing import Any
 
@@ -23,6 +24,10 @@ START_SECONDS = 1_200  # from the first pod's start to the last's: nodes, images
 # Spot machines go 30 s after they are told so, and half of that is for the system.
 SPOT_SECONDS = 15
 MAX_NAME = 40  # what is added to it must fit a label too
+# What a pod asks for by each chip: every machine type in `slices` has more beside what
+# the system takes. The least, an L4's g2-standard-12, has 12 vCPUs and 48 GB.
+CPUS_PER_CHIP, GIB_PER_CHIP = 8, 32
+SHM_GIB_PER_CHIP = 1
 MAX_ARRAY_BYTES = 200_000  # kubectl apply keeps a copy of 256 KiB at most
 _CONTAINER = "rankax"
 _JOB = "host"
@@ -43,6 +48,9 @@ class Cluster:
         service_account: of Kubernetes, with rights on buckets; "" = the default one.
         spot: whether to use Spot machines.
         max_restarts: after failures; those that SIGTERM makes are not counted.
+        cpu: that a pod asks for, as Kubernetes takes it: 12, 500m; "" = 8 for each
+            chip, 1 without.
+        memory: likewise: 64Gi; "" = 32Gi for each chip, 4Gi without.
     """
 
     image: str
@@ -52,6 +60,8 @@ class Cluster:
     service_account: str = ""
     spot: bool = False
     max_restarts: int = 10
+    cpu: str = ""
+    memory: str = ""
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -78,6 +88,15 @@ class Cluster:
             )
         if self.max_restarts < 0:
             raise ConfigError(f"--max_restarts={self.max_restarts} must be 0 or more")
+        if self.cpu and not re.fullmatch(r"[1-9]\d*m?", self.cpu):
+            raise ConfigError(f"--cpu={self.cpu} must be like 12, or 500m for a half")
+        if self.memory and not re.fullmatch(r"[1-9]\d*[MGT]i?", self.memory):
+            raise ConfigError(f"--memory={self.memory} must be like 64Gi or 500M")
+
+    @property
+    def mount(self) -> str:
+        """The folder that all pods see; "" = none."""
+        return self.mount_path if self.volume else ""
 
 
 def render(
@@ -179,6 +198,12 @@ def render_array(
             f"--topology={slice.topology} is for several processes, and each run of a "
             "list is one; choose one machine, or cpu:1"
         )
+    for number, words in enumerate(commands, 1):
+        if workdir := names.value_of("--workdir", words):
+            try:
+                _check_workdir(workdir, slice, cluster)
+            except ConfigError as error:
+                raise ConfigError(f"command {number}: {error}") from error
     cases = [
         f"{index}) exec {shlex.join(words)} ;;" for index, words in enumerate(commands)
     ]
@@ -268,8 +293,7 @@ def _pod(
     if any("$(PROCESS_INDEX)" in word for word in words):
         index = {"fieldRef": {"fieldPath": _INDEX}}
         container["env"].append({"name": "PROCESS_INDEX", "valueFrom": index})
-    if slice.resource:
-        container["resources"] = {"limits": {slice.resource: slice.chips_per_host}}
+    container["resources"] = _resources(slice, cluster)
     if mounts:
         container["volumeMounts"] = mounts
     spec: dict[str, Any] = {
@@ -304,6 +328,21 @@ def _pod(
     return {"spec": spec}
 
 
+def _resources(slice: Slice, cluster: Cluster) -> dict[str, Any]:
+    """Without requests, pods would be the first to go where memory is short."""
+    cpu, memory = 1, 4
+    if slice.resource:
+        cpu = CPUS_PER_CHIP * slice.chips_per_host
+        memory = GIB_PER_CHIP * slice.chips_per_host
+    requests = {
+        "cpu": cluster.cpu or str(cpu),
+        "memory": cluster.memory or f"{memory}Gi",
+    }
+    if not slice.resource:
+        return {"requests": requests}
+    return {"requests": requests, "limits": {slice.resource: slice.chips_per_host}}
+
+
 _INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 
@@ -331,16 +370,16 @@ def _volumes(
         volumes.append({"name": "shared", **source})
         mounts.append({"name": "shared", "mountPath": cluster.mount_path})
     if slice.is_gpu:  # NCCL passes data between processes and threads there
-        volumes.append({"name": "memory", "emptyDir": {"medium": "Memory"}})
+        limit = f"{SHM_GIB_PER_CHIP * slice.chips_per_host}Gi"
+        memory = {"medium": "Memory", "sizeLimit": limit}
+        volumes.append({"name": "memory", "emptyDir": memory})
         mounts.append({"name": "memory", "mountPath": "/dev/shm"})
     return volumes, mounts
 
 
 def _check_workdir(workdir: str, slice: Slice, cluster: Cluster) -> None:
     """Refuses a run folder that is lost, or cannot be written, by these pods."""
-    is_mounted = bool(cluster.volume) and workdir.startswith(
-        cluster.mount_path.rstrip("/") + "/"
-    )
+    is_mounted = names.is_under(workdir, cluster.mount)
     if is_mounted or (names.is_store(workdir) and slice.num_hosts == 1):
         return
     if names.is_store(workdir):

@@ -1,5 +1,7 @@
 """Names that Kubernetes, Google Cloud, Slurm and shells take."""
 
+from collections.abc import Sequence
+import os
 import re
 
 from rankax.config.base import ConfigError
@@ -54,3 +56,26 @@ def check_line(value: str, option: str) -> str:
 def is_store(path: str) -> bool:
     """Tells whether a path is in an object store."""
     return "://" in path
+
+
+def is_under(path: str, folder: str) -> bool:
+    """Tells whether an absolute path is inside of a folder; nothing is inside of ""."""
+    if not folder or not path.startswith("/"):
+        return False
+    return os.path.normpath(path).startswith(os.path.normpath(folder) + "/")
+
+
+def value_of(option: str, words: Sequence[str]) -> str:
+    """Returns the last value of an option in a command, "" if it is not there.
+
+    Args:
+        option: "--workdir".
+        words: of the command; "--workdir=FOLDER" and "--workdir FOLDER" are the same.
+    """
+    found = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == option:
+            found = following
+        elif word.startswith(option + "="):
+            found = word.partition("=")[2]
+    return found

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import math
 import re
+import shlex
 from typing import Any
 
 from absl import flags
@@ -11,12 +12,14 @@ import jax
 from ml_collections import config_flags
 
 from rankax.config.base import ConfigError, suggest
-from rankax.config.experiment import ExperimentConfig
+from rankax.config.experiment import ExperimentConfig, ParquetConfig
 from rankax.data.errors import DataError
+from rankax.observe import peaks, plan_screen
 from rankax.parallel import mesh as meshes
+from rankax.parallel import topology as topologies
 from rankax.training import setup
 from rankax.training.step import Steps
-from tpu import names
+from tpu import checkout, names
 from tpu.slices import Slice
 
 # Between a signal and the end of the process there is a step or an evaluation's batch,
@@ -36,11 +39,15 @@ class Program:
         words: of the command, without --coordinator.
         workdir: its run folder.
         checkpoint_bytes: that a save writes; 0 = not known.
+        data_path: folder of its examples; "" = they are made up.
+        saves_every: steps between saves beside evaluations; 0 = none.
     """
 
     words: tuple[str, ...]
     workdir: str
     checkpoint_bytes: int = 0
+    data_path: str = ""
+    saves_every: int = 0
 
     def grace_seconds(self, num_hosts: int) -> int:
         """Returns the time from a signal to the end of a save, with room."""
@@ -59,6 +66,59 @@ class Program:
             f"{SAVED_BYTES_PER_SECOND / 1e9:g} GB/s by each of {num_hosts} "
             f"machine{'s' * (num_hosts > 1)}"
         )
+
+    def warn_of_data(self, num_hosts: int, *, mount: str) -> list[str]:
+        """Returns a warning if machines may not see the examples.
+
+        Args:
+            num_hosts: machines.
+            mount: folder that all of them see; "" = none.
+        """
+        path = self.data_path
+        if not path or names.is_store(path) or names.is_under(path, mount):
+            return []
+        place = f" or under {mount}" if mount else ""
+        who = f"each of the {num_hosts} machines" if num_hosts > 1 else "the machine"
+        return [
+            f"data.source.path = {path!r} is not on a store{place}: {who} must have "
+            "dataset.json and the Parquet shards there before the run starts"
+        ]
+
+    def warn_of_spot(self, num_hosts: int, *, seconds: int) -> list[str]:
+        """Returns a warning if a Spot machine ends before a save does.
+
+        Args:
+            num_hosts: machines.
+            seconds: from the notice to the end of a machine.
+        """
+        rate = SAVED_BYTES_PER_SECOND * num_hosts
+        is_known = self.checkpoint_bytes > 0
+        if self.saves_every or (is_known and self.checkpoint_bytes <= seconds * rate):
+            return []
+        return [
+            f"--spot: a machine that is taken away leaves {seconds} s for a save, and "
+            f"{self.why_grace(num_hosts)}: all since the last evaluation "
+            f"{'is' if is_known else 'may be'} lost; set "
+            "--config.checkpoint.every_steps=STEPS to what you can lose"
+        ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class State:
+    """Bytes of what a run trains, on all devices together.
+
+    Attributes:
+        tables: rows that are split over the devices, and their optimizer's state.
+        copied: what every device has: dense weights, small tables, their moments.
+    """
+
+    tables: int
+    copied: int
+
+    @property
+    def total(self) -> int:
+        """Of a checkpoint."""
+        return self.tables + self.copied
 
 
 def program(
@@ -88,10 +148,16 @@ def program(
     loaded = load(config, overrides)
     _check_fits(loaded, slice=slice, num_processes=num_processes)
     words = ("python", "-m", "rankax.main", f"--config={config}")
+    state = weigh(loaded)
+    if state:
+        _check_memory(loaded, state, slice, plan=(*words, *overrides, "--mode=plan"))
+    source = loaded.data.source
     return Program(
         words=(*words, f"--workdir={workdir}", *overrides),
         workdir=workdir,
-        checkpoint_bytes=checkpoint_bytes(loaded),
+        checkpoint_bytes=state.total if state else 0,
+        data_path=source.path if isinstance(source, ParquetConfig) else "",
+        saves_every=loaded.checkpoint.every_steps,
     )
 
 
@@ -107,6 +173,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
                 f"unknown argument {override!r}; options of the configuration are "
                 "--config.SECTION.OPTION=VALUE"
             )
+    checkout.check_there(config)
     try:
         loaded = _parse(config, overrides)
     except (KeyError, AttributeError) as error:
@@ -177,16 +244,44 @@ def _check_fits(config: ExperimentConfig, *, slice: Slice, num_processes: int) -
         )
 
 
-def checkpoint_bytes(config: ExperimentConfig) -> int:
-    """Returns the bytes that a save of a run writes; allocates nothing.
+def _check_memory(
+    config: ExperimentConfig, state: State, slice: Slice, *, plan: Sequence[str]
+) -> None:
+    """Refuses what no compiler can make fit: activations come on top of it."""
+    where = topologies.parse(slice.topology)
+    known = peaks.peaks(where.device_kind)
+    if known is None:
+        return
+    # Some dense weights are split along "model", so that this is the least.
+    held = state.tables / slice.num_devices + state.copied / config.mesh.model
+    if held <= known.memory_bytes:
+        return
+    taken, room = (
+        plan_screen.size(size * where.devices_per_chip)
+        for size in (held, known.memory_bytes)
+    )
+    raise ConfigError(
+        f"--topology={slice.topology}: tables and dense weights alone take {taken} of "
+        f"each chip, which has {room}; a size that fits is found by\n"
+        f"{shlex.join((*plan, f'--plan.topology={slice.kind}'))}"
+    )
 
-    0 where the card of its data cannot be read from here: the machines may see a
+
+def weigh(config: ExperimentConfig) -> State | None:
+    """Returns the bytes of what a run trains and saves; allocates nothing.
+
+    None where the card of its data cannot be read from here: the machines may see a
     folder that this one does not.
     """
     try:
         schema = setup.schema_of(config)
     except (DataError, OSError):
-        return 0
+        return None
     mesh = meshes.make_mesh(data=1, devices=jax.devices("cpu")[:1])
     state = Steps(config, schema, mesh).abstract_state()
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    tables = _num_bytes(state.tables)
+    return State(tables=tables, copied=_num_bytes(state) - tables)
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -24,7 +24,7 @@ import sys
 from typing import Any
 
 from rankax.config.base import ConfigError, suggest
-from tpu import gke, names, program, slices, slurm, tpu_vm
+from tpu import checkout, gke, names, program, slices, slurm, tpu_vm
 from tpu.slices import Slice
 
 ROUTES = ("tpu-vm", "gke", "gke-gpu", "slurm")
@@ -68,6 +68,9 @@ def array(
         )
     names.check_label(name, "--name")
     words = _split(commands)
+    if route == "gke":
+        configs = [names.value_of("--config", x) for x in words if "rankax.main" in x]
+        _warn(_check_shipped([config for config in configs if config]))
     module = slurm if route == "slurm" else gke
     return module.render_array(
         words,
@@ -121,6 +124,12 @@ def run(
         slice=where,
         num_processes=count,
     )
+    if not isinstance(site, slurm.Cluster):  # whose nodes see this checkout
+        hosts = where.num_hosts
+        _warn(_check_shipped([config]))
+        _warn(own.warn_of_data(hosts, mount=site.mount))
+        if site.spot:
+            _warn(own.warn_of_spot(hosts, seconds=_SPOT_SECONDS[route]))
     common = {"name": name, "slice": where}
     common["grace_seconds"] = grace_seconds or own.grace_seconds(where.num_hosts)
     if isinstance(site, slurm.Cluster):
@@ -136,6 +145,27 @@ _SITES: dict[str, Callable[..., Any]] = {
     "gke-gpu": gke.Cluster,
     "slurm": slurm.Cluster,
 }
+
+
+_SPOT_SECONDS = {
+    "tpu-vm": tpu_vm.SPOT_SECONDS,
+    "gke": gke.SPOT_SECONDS,
+    "gke-gpu": gke.SPOT_SECONDS,
+}
+
+
+def _check_shipped(configs: Iterable[str]) -> Iterable[str]:
+    """Returns warnings, each once, about files that machines get from HEAD."""
+    found: dict[str, None] = {}
+    for config in dict.fromkeys(configs):
+        checkout.check_there(config)
+        found |= dict.fromkeys(checkout.check_shipped(config))
+    return found
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _check_route(route: str, where: Slice) -> None:
@@ -219,12 +249,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if "at_once" in given:
                 raise ConfigError("--at_once is for --commands")
             text = run(route, overrides=overrides, **given)
+        _write(text, out)
     except ConfigError as error:
         sys.exit(f"ConfigError: {error}")
-    if out:
-        pathlib.Path(out).write_text(text)
-    else:
+
+
+def _write(text: str, out: str) -> None:
+    if not out:
         sys.stdout.write(text)
+        return
+    path = pathlib.Path(out)
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"--out={out}: there is no folder {path.parent}; make it, or name a file "
+            "in one that exists"
+        )
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"--out={out} cannot be written: {error.strerror}") from error
 
 
 def _render_list(
@@ -261,31 +304,47 @@ def _parser() -> argparse.ArgumentParser:
     }
     for route, about in abouts.items():
         own = routes.add_parser(
-            route, help=about, description=about, allow_abbrev=False
+            route,
+            help=about,
+            description=about,
+            epilog="--config.x.y=VALUE overrides an option of the configuration, as "
+            "for rankax.main; for example --config.train.batch_size=8192",
+            allow_abbrev=False,
         )
-        _add_common(own, is_list=route in ARRAY_ROUTES)
+        _add_common(own, route)
         _add_site(own, _SITES[route])
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, *, is_list: bool) -> None:
+# Route -> what --topology may be.
+_EXAMPLES = {
+    "tpu-vm": "v5e:4x4, v5p:4x4x4, v6e:16x16",
+    "gke": "v5e:4x4, v5p:4x4x4, tpu7x:2x2x1; with --commands also h100:1, cpu:1",
+    "gke-gpu": "l4:1, a100-80gb:8, h100:16",
+    "slurm": "h100:16, a100:8, cpu:2",
+}
+
+
+def _add_common(parser: argparse.ArgumentParser, route: str) -> None:
     parser.add_argument("--config", help="experiment file, as of rankax.main")
     parser.add_argument("--workdir", help="run folder, as the machines see it")
     parser.add_argument("--name", required=True, help="of the job")
     parser.add_argument(
-        "--topology", required=True, help="v5e:4x4, v5p:4x4x4, h100:16, cpu:2, ..."
+        "--topology", required=True, help=f"machines, such as {_EXAMPLES[route]}"
     )
     parser.add_argument(
         "--grace_seconds", type=int, help="for a save; default: by its size"
     )
     parser.add_argument("--out", help="file to write; default: print it")
-    if is_list:
+    if route in ARRAY_ROUTES:
         parser.add_argument(
             "--commands",
             help="file of commands, a task for each line; - = stdin",
         )
         parser.add_argument(
-            "--at_once", type=int, help="with --commands: tasks that run together"
+            "--at_once",
+            type=int,
+            help="with --commands: tasks that run together (default: all)",
         )
 
 
@@ -295,7 +354,9 @@ def _add_site(parser: argparse.ArgumentParser, site: Callable[..., Any]) -> None
     for field in dataclasses.fields(site):  # type: ignore[arg-type]
         default = field.default
         is_needed = default is dataclasses.MISSING
-        text = texts[field.name] + (" (needed)" if is_needed else "")
+        text = texts[field.name].rstrip(".") + (" (needed)" if is_needed else "")
+        if default and not is_needed:
+            text += f" (default: {default})"
         if isinstance(default, bool):
             parser.add_argument(
                 f"--{field.name}", action="store_true", default=None, help=text

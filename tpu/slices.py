@@ -74,6 +74,8 @@ def parse(topology: str) -> Slice:
     Raises:
         ConfigError: there is no such topology.
     """
+    if topology in topologies.KINDS:
+        raise ConfigError(_no_size(topology))
     where = topologies.parse(topology)
     if where.platform == "tpu":
         return _tpu(where)
@@ -84,6 +86,17 @@ def parse(topology: str) -> Slice:
         kind=where.kind,
         num_chips=where.num_chips,
         num_devices=where.num_devices,
+    )
+
+
+def _no_size(kind: str) -> str:
+    sizes = topologies.sizes(kind)[3:6]
+    told = f"topology {kind!r} needs a size, such as {', '.join(sizes)}"
+    if kind == "cpu":
+        return told
+    return (
+        f"{told}; python -m rankax.main --config=FILE --mode=plan "
+        f"--plan.topology={kind} finds the smallest that fits"
     )
 
 

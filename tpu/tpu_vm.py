@@ -58,6 +58,11 @@ class Project:
         if not re.fullmatch(r"3\.\d+", self.python):
             raise ConfigError(f"--python={self.python} must be like 3.12")
 
+    @property
+    def mount(self) -> str:
+        """The folder that all machines see; "" = none."""
+        return self.mount_path if self.nfs else ""
+
 
 def render(
     program: Program,
@@ -115,9 +120,7 @@ def render(
 
 def _check_workdir(workdir: str, slice: Slice, project: Project) -> None:
     """Refuses a run folder that is lost, or cannot be written, by these machines."""
-    is_mounted = bool(project.nfs) and workdir.startswith(
-        project.mount_path.rstrip("/") + "/"
-    )
+    is_mounted = names.is_under(workdir, project.mount)
     if is_mounted or (names.is_store(workdir) and slice.num_hosts == 1):
         return
     shared = f"--nfs=ADDRESS:/SHARE and --workdir={project.mount_path}/RUN"
@@ -143,8 +146,9 @@ def _install(program: Program, project: Project) -> str:
             "sudo apt-get -qq update && sudo apt-get -qq install -y nfs-common",
             f"sudo mkdir -p {path}",
             f"mountpoint -q {path} || sudo mount -t nfs -o hard {project.nfs} {path}",
-            f'sudo chown "$(id -un)" {path}',
         ]
+    if names.is_under(program.workdir, project.mount):
+        lines += _own(program.workdir)
     lines += [
         f"rm -rf {_FOLDER} && mkdir {_FOLDER}",
         f"tar -xzf {_FOLDER}.tar.gz -C {_FOLDER}",
@@ -154,6 +158,24 @@ def _install(program: Program, project: Project) -> str:
         f"~/.local/bin/uv pip install --quiet -e '.[{extras}]'",
     ]
     return "\n".join(lines)
+
+
+def _own(workdir: str) -> list[str]:
+    """Returns the lines that make the run folder, and nothing else, the user's own.
+
+    Where an export keeps root out (root_squash), the user can often make it, and else
+    only its server can.
+    """
+    path = shlex.quote(workdir)
+    told = (
+        f"{workdir} cannot be made, neither by this user nor by root; make it on the "
+        "server of the share, for the user id $(id -u)"
+    )
+    return [
+        f"if ! {{ mkdir -p {path} && test -w {path}; }} 2>/dev/null; then",
+        f'  sudo install -d -o "$(id -un)" {path} || {{ echo "{told}" >&2; exit 1; }}',
+        "fi",
+    ]
 
 
 def _systemd(words: Sequence[str], grace_seconds: int) -> str:

@@ -98,7 +98,7 @@ def test_a_tpu_slice_gets_a_pod_for_each_machine_with_all_its_chips():
         "cloud.google.com/gke-tpu-topology": "4x4x4",
     }
     container = container_of(manifest)
-    assert container["resources"] == {"limits": {"google.com/tpu": 4}}
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["command"] == [
         "python",
         "-m",
@@ -128,6 +128,43 @@ def test_gpus_of_several_machines_know_the_first_by_its_name_in_the_jobset():
     assert path == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     assert job["template"]["spec"]["completionMode"] == "Indexed"
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+
+
+@pytest.mark.parametrize(
+    ("route", "topology", "cpu", "memory"),
+    [
+        ("gke", "v5p:4x4x4", "32", "128Gi"),
+        ("gke", "v5e:1x1", "8", "32Gi"),
+        ("gke-gpu", "h100:16", "64", "256Gi"),
+    ],
+)
+def test_a_pod_asks_for_cpus_and_memory_by_its_chips_or_as_told(
+    route, topology, cpu, memory
+):
+    manifest = one_run(route, topology)
+    requests = container_of(manifest)["resources"]["requests"]
+    assert requests == {"cpu": cpu, "memory": memory}
+    told = one_run(route, topology, cpu="500m", memory="9Gi")
+    check_jobset(told)
+    requests = container_of(told)["resources"]["requests"]
+    assert requests == {"cpu": "500m", "memory": "9Gi"}
+
+
+def test_what_a_pod_asks_for_is_there_on_the_smallest_machine():
+    # What pods can have of a ct5lp-hightpu-1t is 23.3 cores and 42.7 GiB. A
+    # g2-standard-12, with an L4, has as much memory and 12 cores.
+    for route, topology in (("gke", "v5e:1x1"), ("gke-gpu", "l4:1")):
+        requests = container_of(one_run(route, topology))["resources"]["requests"]
+        assert int(requests["cpu"]) <= 11
+        assert int(requests["memory"].removesuffix("Gi")) <= 42
+
+
+def test_memory_that_gpus_share_has_a_limit_within_what_the_pod_asks_for():
+    manifest = one_run("gke-gpu", "h100:16")
+    (memory,) = [x for x in pod_of(manifest)["volumes"] if x["name"] == "memory"]
+    assert memory["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    mount = {"name": "memory", "mountPath": "/dev/shm"}
+    assert mount in container_of(manifest)["volumeMounts"]
 
 
 def test_one_machine_needs_no_coordinator_and_may_save_to_a_store():
@@ -207,6 +244,8 @@ def test_a_word_that_looks_like_a_variable_of_kubernetes_stays_a_word():
         ("gke", {"image": ""}, "--image must be given"),
         ("gke", {"namespace": "My_Team"}, "for example 'my-team'"),
         ("gke", {"max_restarts": -1}, "must be 0 or more"),
+        ("gke", {"cpu": "many"}, "--cpu=many must be like 12"),
+        ("gke", {"memory": "64"}, "--memory=64 must be like 64Gi"),
         ("gke", {"machine": "x"}, "no option 'machine' here"),
         ("gke", {"imge": "x"}, "did you mean 'image'?"),
         ("gke", {"topology": "h100:8"}, "is not for gke; use gke-gpu or slurm"),
@@ -223,10 +262,11 @@ def test_values_that_do_not_fit_are_refused_with_advice(route, options, message)
 
 # ---------------------------------------------------------------- lists of runs
 
+MAIN = f"python -m rankax.main --config={QUICKSTART}"
 COMMANDS = [
-    "python -m rankax.main --config=a.py --workdir=gs://b/0",
-    "python -m rankax.main --config=a.py:x '--config.eval.metric=two words $(HOME)'",
-    "python -m rankax.main --config=a.py --workdir=gs://b/2 --config.data.path=it\\'s",
+    f"{MAIN} --workdir=gs://b/0",
+    f"{MAIN} '--config.eval.metric=two words $(HOME)'",
+    f"{MAIN} --workdir=gs://b/2 --config.data.path=it\\'s",
 ]
 
 
@@ -245,6 +285,10 @@ def test_a_list_is_an_indexed_job_that_the_schema_takes():
         "Ignore",
         "Ignore",
     ]
+    on_cpus = a_list(topology="cpu:1")
+    kubernetes_validate.validate(on_cpus, KUBERNETES, strict=True)
+    (container,) = on_cpus["spec"]["template"]["spec"]["containers"]
+    assert container["resources"] == {"requests": {"cpu": "1", "memory": "4Gi"}}
     assert a_list()["spec"]["parallelism"] == 3
     assert a_list(at_once=5)["spec"]["parallelism"] == 3
 
@@ -257,9 +301,9 @@ def test_each_index_starts_its_command_as_the_pods_first_process(tmp_path):
     bash, option, script = container["command"]
     assert (bash, option) == ("bash", "-c")
     expected = [
-        ["--config=a.py", "--workdir=gs://b/0"],
-        ["--config=a.py:x", "--config.eval.metric=two words $(HOME)"],
-        ["--config=a.py", "--workdir=gs://b/2", "--config.data.path=it's"],
+        ["--workdir=gs://b/0"],
+        ["--config.eval.metric=two words $(HOME)"],
+        ["--workdir=gs://b/2", "--config.data.path=it's"],
     ]
     for index, words in enumerate(expected):
         process = subprocess.Popen(
@@ -272,7 +316,8 @@ def test_each_index_starts_its_command_as_the_pods_first_process(tmp_path):
         )
         said, _ = process.communicate()
         # The process is bash's own, so that it gets the SIGTERM of the pod.
-        assert said.splitlines() == [str(process.pid), "-m", "rankax.main", *words]
+        start = [str(process.pid), "-m", "rankax.main", f"--config={QUICKSTART}"]
+        assert said.splitlines() == start + words
 
 
 @pytest.mark.parametrize(
@@ -284,6 +329,18 @@ def test_each_index_starts_its_command_as_the_pods_first_process(tmp_path):
         ({"commands": ["a", " "]}, "command 2 must be one line that is not empty"),
         ({"commands": ["a\nb"]}, "command 1 must be one line"),
         ({"commands": [f"a {i} {'x' * 900}" for i in range(300)]}, "render parts"),
+        (
+            {"commands": [f"{MAIN} --workdir=gs://b/0", f"{MAIN} --workdir=runs/lr"]},
+            "command 2: --workdir=runs/lr is inside the container, and lost with it",
+        ),
+        (
+            {"commands": [f"{MAIN} --workdir /shared/lr"]},
+            "command 1: --workdir=/shared/lr is inside the container",
+        ),
+        (
+            {"commands": ["python -m rankax.main --config=experiments/frap/x.py"]},
+            "no such file experiments/frap/x.py",
+        ),
         ({"topology": "v5p:4x4x4"}, "each run of a list is one"),
         ({"topology": "cpu:2"}, "each run of a list is one"),
         ({"at_once": -1}, "--at_once=-1 must be 0, for all, or more"),
@@ -294,3 +351,9 @@ def test_a_list_that_does_not_fit_is_refused(options, message):
     with pytest.raises(ConfigError) as told:
         a_list(**options)
     assert message in str(told.value)
+
+
+def test_a_list_may_write_to_a_volume_or_a_store():
+    commands = [f"{MAIN} --workdir=/shared/lr", f"{MAIN} --workdir gs://b/fm"]
+    manifest = a_list(commands, volume="claim:runs")
+    assert manifest["spec"]["completions"] == 2

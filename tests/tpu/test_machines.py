@@ -1,5 +1,6 @@
 """Topologies: what the tables of Google Cloud's pages say, and what is refused."""
 
+import pathlib
 import re
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from rankax.config.base import ConfigError
 from rankax.observe import peaks
 from rankax.parallel import topology as topologies
-from tpu import names, slices
+from tpu import gke, names, slices, tpu_vm
 
 # topology -> chips, machines, devices, machine type, node label, TPU VM: as the pages
 # named in slices.py list them.
@@ -71,7 +72,10 @@ def test_shape_of_a_slice_is_a_label_of_its_nodes():
     ("topology", "message"),
     [
         ("v5q:2x2", "did you mean 'v5p'?"),
-        ("v5e", "no such slice of v5e; known: 1x1, 2x2"),
+        ("v5e", "needs a size, such as v5e:4x4, v5e:4x8, v5e:8x8; python -m rankax"),
+        ("v5p", "--mode=plan --plan.topology=v5p finds the smallest that fits"),
+        ("h200", "needs a size, such as h200:8, h200:16, h200:32; python -m rankax"),
+        ("cpu", "needs a size, such as cpu:8"),
         ("v5e:3x3", "no such slice of v5e; known: 1x1, 2x2"),
         ("v5p:4x4", "or AxBxC with A <= B <= C, all multiples of 4, up to 6144 chips"),
         ("v5p:4x6x4", "no such slice"),
@@ -91,6 +95,38 @@ def test_what_is_no_topology_is_told_what_there_is(topology, message):
         slices.parse(topology)
     assert message in str(told.value)
     assert f"topology {topology!r}" in str(told.value)
+
+
+@pytest.mark.parametrize("kind", topologies.KINDS)
+def test_sizes_that_are_proposed_can_be_had(kind):
+    with pytest.raises(ConfigError) as told:
+        slices.parse(kind)
+    proposed = re.findall(rf"{kind}:[\dx]+", str(told.value))
+    assert len(proposed) == 3
+    assert {slices.parse(topology).kind for topology in proposed} == {kind}
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "is_under"),
+    [
+        ("/shared/ctr", "/shared", True),
+        ("/shared/ctr", "/shared/", True),
+        ("/shared/../ctr", "/shared", False),
+        ("/sharedx/ctr", "/shared", False),
+        ("/shared", "/shared", False),
+        ("/shared/ctr", "", False),
+        ("shared/ctr", "shared", False),
+    ],
+)
+def test_a_path_is_under_a_folder_by_its_parts(path, folder, is_under):
+    assert names.is_under(path, folder) == is_under
+
+
+def test_an_option_of_a_command_is_its_last():
+    words = ["--workdir=a", "--workdirs=b", "--workdir", "c d"]
+    assert names.value_of("--workdir", words) == "c d"
+    assert names.value_of("--workdir", words[:2]) == "a"
+    assert names.value_of("--config", words) == ""
 
 
 @pytest.mark.parametrize(
@@ -115,3 +151,18 @@ def test_a_name_that_is_no_label_is_refused_with_one_that_is(name, proposed):
 def test_a_value_that_a_shell_would_read_is_refused(value):
     with pytest.raises(ConfigError, match="characters that shells read"):
         names.check_plain(value, "--workdir")
+
+
+def test_the_page_the_image_and_tpu_vms_agree_on_python():
+    root = pathlib.Path(__file__).parents[2]
+    image = (root / "tpu/Dockerfile").read_text()
+    version = tpu_vm.Project(project="p", zone="us-east5-a").python
+    assert f"FROM python:{version}-" in image
+    page = (root / "docs/launch.md").read_text()
+    assert f"TPU VMs install Python {version} (`--python`)" in page
+
+
+def test_the_page_says_what_a_pod_asks_for():
+    page = (pathlib.Path(__file__).parents[2] / "docs/launch.md").read_text()
+    each = f"{gke.CPUS_PER_CHIP} vCPUs and {gke.GIB_PER_CHIP} GiB for\neach chip"
+    assert each in page

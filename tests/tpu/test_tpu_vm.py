@@ -165,8 +165,43 @@ def test_every_machine_mounts_the_share_and_installs_the_checkout():
     assert ["mountpoint", "-q", "/shared", "||", *mount] in lines
     assert lines[-1][-1] == ".[tpu]"
     on_store = install_of(topology="v5e:2x4", workdir="gs://bucket/ctr", nfs="")
-    assert "mount" not in on_store
+    assert "mount" not in on_store and "mkdir -p" not in on_store
     assert shlex.split(on_store.splitlines()[-1])[-1] == ".[tpu,gs]"
+
+
+@pytest.mark.parametrize("who", ["user", "root", "nobody"])
+def test_a_machine_owns_the_run_folder_and_nothing_above_it(tmp_path, who):
+    """Who can make a folder in the share: with root_squash, not root."""
+    share = tmp_path / "share"
+    share.write_text("") if who != "user" else share.mkdir()
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    refusal = "exit 1\n" if who == "nobody" else ""
+    path = fake(bin_folder, "sudo", FAKE_SUDO + refusal)
+    workdir = f"{share}/team/ctr"
+    script = one_run(workdir=workdir, mount_path=str(share))
+    install = re.findall(r"<<'END_OF_INSTALL'\n(.*?)\nEND", script, flags=re.S)[0]
+    assert "chown" not in install
+    (lines,) = re.findall(r"^if ! .*?^fi$", install, flags=re.S | re.M)
+    check_bash(f"#!/bin/bash\n{lines}\n")
+    done = subprocess.run(
+        ["bash", "-euc", lines],
+        env=os.environ | path | {"ROOT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == (who == "nobody")
+    if who == "user":
+        assert (share / "team/ctr").is_dir()
+        assert not (tmp_path / "started").exists()
+        return
+    started = (tmp_path / "started").read_text().split("\0")[:-1]
+    assert started[:3] == ["install", "-d", "-o"]
+    assert started[4:] == [workdir]
+    if who == "nobody":
+        user = str(os.getuid())
+        assert f"{workdir} cannot be made, neither by this user" in done.stderr
+        assert f"for the user id {user}\n" in done.stderr
 
 
 @pytest.mark.parametrize(

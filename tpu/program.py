@@ -219,23 +219,10 @@ def _options(config: Any, prefix: str = "") -> Iterator[str]:
 
 def _check_fits(config: ExperimentConfig, *, slice: Slice, num_processes: int) -> None:
     """Says now what a run would say once its machines are there."""
-    devices = slice.num_devices
-    if config.tables.num_shards % devices:
-        raise ConfigError(
-            f"--topology={slice.topology} has {devices} devices, which do not divide "
-            f"tables.num_shards = {config.tables.num_shards}; use a power of two of "
-            "devices, or a larger tables.num_shards"
-        )
-    for name, size in (
-        ("train.batch_size", config.train.batch_size),
-        ("eval.batch_size", config.eval.batch_size),
-    ):
-        if size % devices:
-            raise ConfigError(
-                f"{name} = {size} must be a multiple of the {devices} devices of "
-                f"--topology={slice.topology}; use "
-                f"{max(size // devices, 1) * devices}"
-            )
+    try:
+        setup.check_divides(config, num_devices=slice.num_devices)
+    except ConfigError as error:
+        raise ConfigError(f"--topology={slice.topology}: {error}") from error
     if config.data.lanes % num_processes:
         raise ConfigError(
             f"data.lanes = {config.data.lanes} cannot be split over the "

@@ -180,18 +180,23 @@ def mesh_of(config: ExperimentConfig, devices: Sequence[Any] | None = None) -> M
     mesh = meshes.make_mesh(
         data=config.mesh.data, model=config.mesh.model, devices=devices
     )
-    placement.check_num_shards(config.tables, num_devices=mesh.size)
+    check_divides(config, num_devices=mesh.size)
+    return mesh
+
+
+def check_divides(config: ExperimentConfig, *, num_devices: int) -> None:
+    """Raises where tables or batches cannot be split over so many devices."""
+    placement.check_num_shards(config.tables, num_devices=num_devices)
     for name, size in (
         ("train.batch_size", config.train.batch_size),
         ("eval.batch_size", config.eval.batch_size),
     ):
-        if size % mesh.size:
-            both = math.lcm(mesh.size, config.data.lanes)
+        if size % num_devices:
+            both = math.lcm(num_devices, config.data.lanes)
             raise ConfigError(
-                f"{name} = {size} must be a multiple of the {mesh.size} devices; use "
+                f"{name} = {size} must be a multiple of the {num_devices} devices; use "
                 f"{max(size // both, 1) * both}"
             )
-    return mesh
 
 
 def schema_of(config: ExperimentConfig) -> Schema:

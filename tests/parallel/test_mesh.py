@@ -25,7 +25,7 @@ def test_axes_that_do_not_fit_the_devices_are_an_error():
         ConfigError, match=r"3 times mesh\.model = 1 is 3, but there are 8"
     ):
         meshes.make_mesh(data=3)
-    with pytest.raises(ConfigError, match="but there are 8 devices"):
+    with pytest.raises(ConfigError, match="= 3 does not divide the 8 devices"):
         meshes.make_mesh(model=3)
 
 

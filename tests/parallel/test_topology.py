@@ -77,5 +77,5 @@ def test_libtpu_describes_slices_and_warns_of_nothing(capfd):
 
 def test_a_missing_libtpu_is_told_with_its_extra(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"rankax\[tpu\]"):
+    with pytest.raises(ConfigError, match=r"-e '.\[tpu\]'"):
         topology.devices(topology.parse("v5e:4x4"))

@@ -40,7 +40,7 @@ EXPERIMENTS = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name != "movielens_100k"))
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "criteo_samples"))
         for name in EXPERIMENTS
     ],
 )

@@ -151,6 +151,8 @@ def test_speed_and_cost_are_those_of_a_run_that_fits(gpus):
 def test_a_checkpoint_is_what_a_save_writes(gpus, tmp_path):
     found, _ = gpus
     config = make_config()
+    config.data.source.num_valid_rows = 256
+    config.eval.batch_size = 256
     config.eval.test = False
     train(config, str(tmp_path / "run"))
     _, state, _ = final_state(config, tmp_path / "run")

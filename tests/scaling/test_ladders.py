@@ -176,6 +176,7 @@ def test_a_stopped_sweep_resumes_to_the_same_rows(tmp_path, started, monkeypatch
     assert without_times(collect.collect(toy, folder, allow=["git_sha"])) == whole
 
 
+@pytest.mark.slow
 def test_the_search_decides_the_rate_of_every_size(tmp_path, started):
     toy, folder = make(tmp_path / "toy", is_tuned=True)
     driver = sweep.sweep(toy, folder, runs=tmp_path / "runs")
@@ -403,6 +404,7 @@ def test_a_killed_sweep_of_processes_resumes_to_the_same_rows(tmp_path):
     assert without_times(rows_of(folder)) == without_times(rows_of(other))
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_lead_from_ladders_to_a_report(
     tmp_path, started, capsys
 ):

@@ -108,6 +108,7 @@ def plan(
         print(plan_screen.render(report))
         if json_path:
             pathlib.Path(json_path).write_text(text + "\n")
+            _tell(f"written: {json_path}")
     return report
 
 

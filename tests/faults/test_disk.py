@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import pathlib
 import resource
 import subprocess
 import sys
@@ -150,9 +149,8 @@ main.run()
 @pytest.mark.slow
 def test_the_command_line_tells_of_a_full_disk_in_one_line(clean, tmp_path):
     config = tmp_path / "config.py"
-    here = pathlib.Path(__file__).parent
     config.write_text(
-        f"import pathlib, sys\nsys.path.insert(0, {str(here)!r})\n"
+        f"import pathlib, sys\nsys.path[:0] = {sys.path!r}\n"
         "import small_run\n"
         "def get_config(arg=''):\n"
         f"    return small_run.make_config(pathlib.Path({str(clean)!r}))\n"

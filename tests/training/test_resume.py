@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -146,9 +145,8 @@ def test_a_finished_run_tells_which_options_its_result_does_not_have(tmp_path, c
 def command_of(tmp_path, **train_options):
     """The command line of a run of `make_config` in the folder "run"."""
     config = tmp_path / "config.py"
-    here = pathlib.Path(__file__).parent
     config.write_text(
-        f"import sys\nsys.path.insert(0, {str(here)!r})\n"
+        f"import sys\nsys.path[:0] = {sys.path!r}\n"
         "from test_resume import make_config\n"
         f"def get_config(arg=''):\n    return make_config(num_epochs=0, **{train_options})\n"
     )

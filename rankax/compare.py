@@ -24,7 +24,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from rankax.config.base import ConfigError, suggest
+from rankax.config.base import ConfigError, completed, suggest
 from rankax.config.base import difference as config_difference
 from rankax.config.experiment import NOT_OF_THE_RUN
 from rankax.metrics import task_metrics
@@ -34,6 +34,7 @@ from rankax.metrics.difference import (
     over_examples_and_seeds,
     over_seeds,
 )
+from rankax.models import backbones  # noqa: F401, whose options may be newer
 from rankax.observe import stores
 from rankax.observe.comparison import render
 from rankax.observe.console import Console
@@ -136,7 +137,7 @@ def load(folder: epath.PathLike) -> Run:
         except ValueError as error:
             raise CompareError(f"{path} is not valid JSON: {error}") from error
         trees.append(tree)
-    return Run(folder=folder, config=trees[0]["config"], result=trees[1])
+    return Run(folder=folder, config=completed(trees[0]["config"]), result=trees[1])
 
 
 def group(runs: Sequence[Run]) -> list[Model]:

@@ -54,6 +54,20 @@ def edit_result(run, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_an_option_that_a_later_version_has_added_stands_at_its_default(runs, capsys):
+    """One seed of before, one of after; another value of it is another model."""
+    for run, kept in ((runs[0], {}), (runs[2], {"hashed_rows": ["user=7"]})):
+        path = run / "config.json"
+        saved = json.loads(path.read_text())
+        del saved["config"]["tables"]["hashed_rows"], saved["config"]["observe"]
+        saved["config"]["tables"] |= kept
+        path.write_text(json.dumps(saved))
+    lines = table(capsys, *runs[:2], *runs[3:6]).splitlines()
+    assert [line.split()[:2] for line in lines[2:4]] == [["DNN", "2"], ["DCNv2", "3"]]
+    lines = table(capsys, *runs[:3]).splitlines()
+    assert [line.split()[1] for line in lines[2:4]] == ["2", "1"]
+
+
 def test_runs_that_differ_in_seed_alone_are_one_model(runs, capsys):
     lines = table(capsys, *runs).splitlines()
     assert lines[0].split("  ")[0] == "model"

@@ -133,6 +133,28 @@ def difference(
     ]
 
 
+def completed(tree: Any) -> Any:
+    """Returns a `Config.to_dict` with the options that later versions have added.
+
+    They stand at their defaults, as `config_hash` takes them.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    own = {name: completed(value) for name, value in tree.items()}
+    return defaults_of(tree.get("type", "")) | own
+
+
+def defaults_of(type_name: str) -> dict[str, Any]:
+    """Returns `to_dict` of the defaults of a class, {} if nothing has imported it."""
+    waiting = [Config]
+    while waiting:
+        cls = waiting.pop()
+        if cls.__name__ == type_name:
+            return cls().to_dict()
+        waiting += cls.__subclasses__()
+    return {}
+
+
 def _flat(tree: Any, ignore: Sequence[str] = (), prefix: str = "") -> dict[str, Any]:
     """Nested dicts, and lists of dicts, as one dict of dotted names."""
     if prefix in ignore:

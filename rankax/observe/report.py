@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from rankax.config.base import Config
+from rankax.config.base import defaults_of
 from rankax.metrics.task_metrics import MEAN
 from rankax.observe import figures, slice_tables, stores, table_counters
 from rankax.observe.console import clock
@@ -344,7 +344,7 @@ def _options(
     tree: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, tuple[Any] | None]]:
     """Yields (name, value, (default,)) of a section; None where none is known."""
-    defaults = _defaults(tree.get("type", ""))
+    defaults = defaults_of(tree.get("type", ""))
     for name, value in tree.items():
         if name == "type":
             continue
@@ -356,17 +356,6 @@ def _options(
         if default is None or default[0]["type"] != value["type"]:
             yield prefix + name, value["type"], None
         yield from _options(value, f"{prefix}{name}.")
-
-
-def _defaults(type_name: str) -> dict[str, Any]:
-    """Defaults of a configuration class, if this program has imported it."""
-    waiting = [Config]
-    while waiting:
-        cls = waiting.pop()
-        if cls.__name__ == type_name:
-            return cls().to_dict()
-        waiting += cls.__subclasses__()
-    return {}
 
 
 _COSTS = {

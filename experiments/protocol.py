@@ -68,6 +68,13 @@ class Run:
         is_trained = self.kind == "seed" and self.seed == 0
         return 0.0 if is_trained else self.set.seconds
 
+    @property
+    def data_path(self) -> str:
+        """Of the data set, where it is not the configuration's; "" = it is."""
+        if not (self.datasets and self.set.dataset):
+            return ""
+        return f"{self.datasets}/{self.set.dataset}"
+
     def key(self) -> tuple[Any, ...]:
         """That of its row."""
         return self.set.name, self.model, self.config_hash, self.seed, self.kind
@@ -79,8 +86,8 @@ class Run:
             options["eval.test"] = False
         else:
             options["eval.save_predictions"] = True
-        if self.datasets and self.set.dataset:
-            options["data.source.path"] = f"{self.datasets}/{self.set.dataset}"
+        if self.data_path:
+            options["data.source.path"] = self.data_path
         return [
             *("-m", "rankax.main"),
             f"--config={self.set.config_of(self.model)}",
@@ -145,7 +152,7 @@ class Group:
             ConfigError: a model or an option that does not exist (yet), or two trials
                 that are the same run.
         """
-        self.set, self.model, self.datasets = of, model, datasets
+        self.set, self.model = of, model
         self._runs = {
             (kind, trial, seed): Run(
                 set=of,
@@ -194,9 +201,9 @@ class Group:
         fingerprint = ""
         for run in self.trials:
             config = _config(self.set, self.model, run.overrides)
-            if self.datasets and self.set.dataset:
+            if run.data_path:
                 assert isinstance(config.data.source, ParquetConfig)
-                config.data.source.path = f"{self.datasets}/{self.set.dataset}"
+                config.data.source.path = run.data_path
             try:
                 fingerprint = set_up(config).dataset_fingerprint
             except (ConfigError, DataError) as error:

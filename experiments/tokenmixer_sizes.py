@@ -6,8 +6,8 @@ python -m rankax.main --config=experiments/tokenmixer_sizes.py:100m --workdir=ru
 100m, 500m; 100m-sparse, 500m-sparse: 4 of 8 experts a token, half of the weights active.
 bfloat16 products, the quickstart's clicks. Every log line has `mfu` where the device's
 peak is known; the last steps are free of compilation, and the profile says what the rest
-of the time goes to. Nothing here is tuned for a score, and no card has run it yet: on two CPU cores 100m-sparse
-trained six steps of 64 and left its profile.
+of the time goes to. Nothing here is tuned for a score, and no card has run it yet: on two
+CPU cores 100m-sparse trained six steps of 64 and left its profile.
 
 What it takes: --mode=plan --plan.topology=h100:1 instead of --workdir.
 """

@@ -34,7 +34,6 @@ from rankax.metrics.difference import (
     over_examples_and_seeds,
     over_seeds,
 )
-from rankax.models import backbones  # noqa: F401, whose options may be newer
 from rankax.observe import stores
 from rankax.observe.comparison import render
 from rankax.observe.console import Console
@@ -137,7 +136,7 @@ def load(folder: epath.PathLike) -> Run:
         except ValueError as error:
             raise CompareError(f"{path} is not valid JSON: {error}") from error
         trees.append(tree)
-    return Run(folder=folder, config=completed(trees[0]["config"]), result=trees[1])
+    return Run(folder=folder, config=trees[0]["config"], result=trees[1])
 
 
 def group(runs: Sequence[Run]) -> list[Model]:
@@ -149,7 +148,7 @@ def group(runs: Sequence[Run]) -> list[Model]:
     groups: list[list[Run]] = []
     for run in runs:
         for own in groups:
-            if not config_difference(own[0].config, run.config, ignore=_IGNORED):
+            if _is_same(own[0].config, run.config):
                 own.append(run)
                 break
         else:
@@ -166,6 +165,21 @@ def group(runs: Sequence[Run]) -> list[Model]:
                 )
         models.append(Model(label=label, runs=tuple(own)))
     return models
+
+
+def _is_same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    """Whether two differ in their seed alone.
+
+    What only one of them has is of a later version, and the other's at its default.
+    """
+    if not config_difference(left, right, ignore=_IGNORED):
+        return True
+    if config_difference(left, right, ignore=_IGNORED, of_both=True):
+        return False
+    # Imported late: they know the defaults and need jax, which the rest does not.
+    from rankax.models import backbones  # noqa: F401
+
+    return not config_difference(completed(left), completed(right), ignore=_IGNORED)
 
 
 def _labels(groups: list[list[Run]]) -> list[str]:

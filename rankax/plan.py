@@ -255,7 +255,7 @@ def _report(
         "forecast": _speed(speed),
         "input": _input(config, draft, speed),
         "train_rows": _train_rows(draft),
-        "checkpoint_bytes": footprint.checkpoint_bytes(config, draft.steps.schema),
+        "checkpoint_bytes": footprint.whole(config, draft.steps.schema).total,
     }
 
 

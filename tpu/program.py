@@ -8,17 +8,15 @@ import shlex
 from typing import Any
 
 from absl import flags
-import jax
 from ml_collections import config_flags
 
 from rankax.config.base import ConfigError, suggest
 from rankax.config.experiment import ExperimentConfig, ParquetConfig
 from rankax.data.errors import DataError
 from rankax.observe import peaks, plan_screen
-from rankax.parallel import mesh as meshes
 from rankax.parallel import topology as topologies
-from rankax.training import setup
-from rankax.training.step import Steps
+from rankax.training import footprint, setup
+from rankax.training.footprint import Whole
 from tpu import checkout, names
 from tpu.slices import Slice
 
@@ -101,24 +99,6 @@ class Program:
             f"{'is' if is_known else 'may be'} lost; set "
             "--config.checkpoint.every_steps=STEPS to what you can lose"
         ]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class State:
-    """Bytes of what a run trains, on all devices together.
-
-    Attributes:
-        tables: rows that are split over the devices, and their optimizer's state.
-        copied: what every device has: dense weights, small tables, their moments.
-    """
-
-    tables: int
-    copied: int
-
-    @property
-    def total(self) -> int:
-        """Of a checkpoint."""
-        return self.tables + self.copied
 
 
 def program(
@@ -232,7 +212,7 @@ def _check_fits(config: ExperimentConfig, *, slice: Slice, num_processes: int) -
 
 
 def _check_memory(
-    config: ExperimentConfig, state: State, slice: Slice, *, plan: Sequence[str]
+    config: ExperimentConfig, state: Whole, slice: Slice, *, plan: Sequence[str]
 ) -> None:
     """Refuses what no compiler can make fit: activations come on top of it."""
     where = topologies.parse(slice.topology)
@@ -254,7 +234,7 @@ def _check_memory(
     )
 
 
-def weigh(config: ExperimentConfig) -> State | None:
+def weigh(config: ExperimentConfig) -> Whole | None:
     """Returns the bytes of what a run trains and saves; allocates nothing.
 
     None where the card of its data cannot be read from here: the machines may see a
@@ -264,11 +244,4 @@ def weigh(config: ExperimentConfig) -> State | None:
         schema = setup.schema_of(config)
     except (DataError, OSError):
         return None
-    mesh = meshes.make_mesh(data=1, devices=jax.devices("cpu")[:1])
-    state = Steps(config, schema, mesh).abstract_state()
-    tables = _num_bytes(state.tables)
-    return State(tables=tables, copied=_num_bytes(state) - tables)
-
-
-def _num_bytes(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return footprint.whole(config, schema)

@@ -87,6 +87,24 @@ class Footprint:
         return self.state + self.batch + 2 * self.activations + self.exchange
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """Bytes of all devices together, what each has a copy of counted once.
+
+    Attributes:
+        tables: rows that are split over the devices, and their optimizer's state.
+        copied: what every device has: dense weights, small tables, their moments.
+    """
+
+    tables: int
+    copied: int
+
+    @property
+    def total(self) -> int:
+        """Of a checkpoint."""
+        return self.tables + self.copied
+
+
 def footprint(
     config: ExperimentConfig, schema: Schema, steps: Steps, batch: Mapping[str, Any]
 ) -> Footprint:
@@ -116,10 +134,12 @@ def footprint(
     )
 
 
-def checkpoint_bytes(config: ExperimentConfig, schema: Schema) -> int:
-    """Returns what a save of a run writes, on whatever devices."""
+def whole(config: ExperimentConfig, schema: Schema) -> Whole:
+    """Returns what a run trains and saves, on whatever devices."""
     mesh = meshes.make_mesh(data=1, devices=jax.devices("cpu")[:1])
-    return _bytes(Steps(config, schema, mesh).abstract_saved())
+    state = Steps(config, schema, mesh).abstract_saved()
+    tables = _bytes(state.tables)
+    return Whole(tables=tables, copied=_bytes(state) - tables)
 
 
 def activation_bytes_per_example(

@@ -5,6 +5,7 @@ import subprocess
 import pytest
 
 from rankax.config.base import ConfigError
+from rankax.training.footprint import Whole
 from tpu import checkout, render
 
 QUICKSTART = "experiments/quickstart.py:lr"
@@ -183,7 +184,7 @@ def test_what_a_spot_machine_has_no_time_to_save_is_told(
     most = seconds * 200_000_000  # at 0.2 GB/s, as the page says
 
     def told(num_bytes, **options):
-        state = num_bytes and render.program.State(num_bytes, 0)
+        state = num_bytes and Whole(tables=num_bytes, copied=0)
         monkeypatch.setattr(render.program, "weigh", lambda config: state or None)
         return warnings(capsys, route, spot=True, **options)
 

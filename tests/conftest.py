@@ -1,6 +1,7 @@
 """Eight simulated CPU devices, one cache of compiled programs, and the real data."""
 
 import atexit
+import logging
 import os
 import pathlib
 import shutil
@@ -39,6 +40,8 @@ def s3_server():
     """The address of an object store on this machine."""
     from moto.server import ThreadedMotoServer
 
+    # A failure's report would be of thousands of requests.
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     yield "http://{}:{}".format(*server.get_host_and_port())

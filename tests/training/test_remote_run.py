@@ -357,8 +357,8 @@ def test_temporary_folders_of_killed_processes_go(tmp_path, monkeypatch):
 @pytest.fixture
 def fast_lock(monkeypatch):
     monkeypatch.setattr(store_lock, "RENEW_SECONDS", 0.1)
-    monkeypatch.setattr(store_lock, "STALE_SECONDS", 1.0)
-    monkeypatch.setattr(store_lock, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(store_lock, "STALE_SECONDS", 2.0)
+    monkeypatch.setattr(store_lock, "SETTLE_SECONDS", 0.3)
 
 
 def test_a_folder_in_use_on_a_store_is_refused_and_free_afterwards(
@@ -374,7 +374,7 @@ def test_a_folder_in_use_on_a_store_is_refused_and_free_afterwards(
         ):
             pass
         check()
-    assert len(told) == 1 and "waiting up to 1 s to see" in told[0]
+    assert len(told) == 1 and "waiting up to 2 s to see" in told[0]
     assert names_in(s3, folder) == set()
     with run_folder.locked(folder, tell=told.append):
         assert names_in(s3, folder) == {"lock"}
@@ -430,8 +430,10 @@ def test_a_run_whose_folder_was_taken_over_stops_before_it_saves(
     original = Steps.train
 
     def overtaken(*args, **kwargs):
-        (folder / "lock").write_text('{"id": "theirs"}')
-        time.sleep(0.5)
+        # A renewal that had been read when theirs was written writes over it.
+        while json.loads((folder / "lock").read_text()) != {"id": "theirs"}:
+            (folder / "lock").write_text('{"id": "theirs"}')
+            time.sleep(1.0)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(Steps, "train", overtaken)

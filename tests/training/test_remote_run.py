@@ -431,8 +431,9 @@ def test_a_run_whose_folder_was_taken_over_stops_before_it_saves(
 
     def overtaken(*args, **kwargs):
         # A renewal that had been read when theirs was written writes over it.
-        while json.loads((folder / "lock").read_text()) != {"id": "theirs"}:
-            (folder / "lock").write_text('{"id": "theirs"}')
+        key, theirs = f"{folder.name}/lock", b'{"id": "theirs"}'
+        while s3.get_object(Bucket="bucket", Key=key)["Body"].read() != theirs:
+            s3.put_object(Bucket="bucket", Key=key, Body=theirs)
             time.sleep(1.0)
         return original(*args, **kwargs)
 

@@ -5,6 +5,9 @@ Options of the configuration are overridden by flags, for example
 for example experiments/quickstart.py:dcnv2.
 """
 
+from rankax import malloc  # noqa: F401  first: before what starts threads
+
+# isort: split
 from collections.abc import Iterator
 import contextlib
 import difflib

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
@@ -170,3 +171,31 @@ def test_help_explains_both_flags():
 def test_advice_names_a_section_when_nothing_is_close():
     text = program._advice("unused", ["--config.zzz=3"])
     assert text.startswith("--config.zzz: no such option")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_what_a_thread_has_freed_does_not_come_from_the_system_again():
+    script = """
+import resource, threading
+from rankax import main
+
+size = 2**27
+
+def allocate():
+    b"x" * size
+
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    thread = threading.Thread(target=allocate)
+    thread.start()
+    thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 1_000  # of the 32,768 pages

@@ -37,13 +37,8 @@ EXPERIMENTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name != "criteo_samples"))
-        for name in EXPERIMENTS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_made_up_raw_files_end_in_a_result(name, tmp_path):
     pipeline, tasks, metric, slices = EXPERIMENTS[name]
     made_up = importlib.import_module(f"made_up.{pipeline.__name__.split('.')[-1]}")

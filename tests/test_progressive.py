@@ -135,16 +135,8 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "step",
-        *(
-            pytest.param(place, marks=pytest.mark.slow)
-            for place in ("judge", "save", "publish", "signal")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["step", "judge", "save", "publish", "signal"])
 def test_a_run_that_is_ended_anywhere_goes_on_as_if_it_was_not(
     whole, tmp_path, monkeypatch, place
 ):

@@ -40,6 +40,7 @@ def wait(process):
         return None
 
 
+@pytest.mark.slow  # 20 s
 def test_two_processes_of_four_devices_equal_one_of_eight_to_the_bit(tmp_path):
     address = f"127.0.0.1:{free_port()}"
     processes = [

@@ -109,6 +109,7 @@ def without_times(rows):
 # ---------------------------------------------------------------- a whole toy study
 
 
+@pytest.mark.slow  # 20 s
 def test_a_toy_study_gives_a_row_per_run_and_checkpoint(tmp_path, started):
     toy, folder = make(tmp_path / "toy")
     assert sweep.sweep(toy, folder, runs=tmp_path / "runs").run()

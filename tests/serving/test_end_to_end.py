@@ -9,6 +9,7 @@ import time
 
 from every_kind import make_config
 import numpy as np
+import pytest
 
 from rankax.export import export
 from rankax.publish import publish
@@ -24,6 +25,7 @@ def get(port, path, body=None):
     return json.loads(answer.read())
 
 
+@pytest.mark.slow  # 20 s
 def test_train_export_serve_publish_gives_the_scores_of_a_full_export(
     every_kind, tmp_path
 ):

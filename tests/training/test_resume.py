@@ -278,6 +278,7 @@ def test_the_best_checkpoint_is_what_gets_tested(tmp_path):
     assert again["valid"]["ctr/auc"] == best["value"]
 
 
+@pytest.mark.slow  # 15 s
 def test_a_checkpoint_restores_on_other_device_counts(tmp_path, monkeypatch):
     config = make_config(num_epochs=0, num_steps=10)
     original = meshes.make_mesh

@@ -192,6 +192,7 @@ def test_unknown_table_options_are_refused(clicks, option, value, message):
 # ---------------------------------------------------------------- another hash size
 
 
+@pytest.mark.slow  # 15 s
 def test_a_run_hashes_ids_into_the_rows_that_it_names(clicks, tmp_path):
     config = make_config(clicks, hashed_rows=("user_id=37",), out_of_range="error")
     setup = set_up(config)

@@ -138,6 +138,8 @@ def completed(tree: Any) -> Any:
 
     They stand at their defaults, as `config_hash` takes them.
     """
+    if isinstance(tree, list):
+        return [completed(value) for value in tree]
     if not isinstance(tree, dict):
         return tree
     own = {name: completed(value) for name, value in tree.items()}

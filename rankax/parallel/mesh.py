@@ -63,10 +63,12 @@ def by_devices(arrays: Mapping[str, jax.Array]) -> list[dict[str, jax.Array]]:
     return list(found.values())
 
 
-def shard_size(x: jax.ShapeDtypeStruct | jax.Array) -> int:
-    """Returns how many numbers of an array with a sharding one device holds."""
-    assert x.sharding is not None
-    return math.prod(x.sharding.shard_shape(x.shape))
+def bytes_per_device(tree: Any) -> int:
+    """Returns what one device holds of arrays with shardings, or of their shapes."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
 
 
 def local_device_count(mesh: Mesh) -> int:

@@ -128,8 +128,8 @@ def compile_steps(steps: Steps, batch: DeviceBatch) -> CompiledStep:
     return CompiledStep(
         steps=steps,
         compiled=compiled,
-        state_bytes=_bytes_per_device(state),
-        batch_bytes=_bytes_per_device(batch),
+        state_bytes=meshes.bytes_per_device(state),
+        batch_bytes=meshes.bytes_per_device(batch),
         memory=Memory(
             arguments=found.argument_size_in_bytes,
             outputs=found.output_size_in_bytes,
@@ -140,7 +140,3 @@ def compile_steps(steps: Steps, batch: DeviceBatch) -> CompiledStep:
         collectives=collectives.read(compiled.as_text() or "", steps.mesh.size),
         seconds=time.monotonic() - started,
     )
-
-
-def _bytes_per_device(tree: Any) -> int:
-    return sum(meshes.shard_size(x) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -20,6 +20,7 @@ from rankax.models.ranker import Ranker
 from rankax.observe import traffic
 from rankax.optim.dense import NETWORK
 from rankax.parallel import mesh as meshes
+from rankax.parallel.mesh import bytes_per_device
 from rankax.training.step import Steps
 
 
@@ -119,13 +120,14 @@ def footprint(
     state = steps.abstract_state()
     examples = config.train.batch_size // steps.mesh.size
     # Optax keeps as many moments of every parameter, of replicated tables too.
-    network, moments = _bytes(state.params[NETWORK]), _bytes(state.opt_state)
-    per_weight = moments / max(_bytes(state.params), 1)
+    network = bytes_per_device(state.params[NETWORK])
+    moments = bytes_per_device(state.opt_state)
+    per_weight = moments / max(bytes_per_device(state.params), 1)
     return Footprint(
         tables=_tables(config, steps, state.tables),
         modules=_modules(state.params[NETWORK], per_weight),
-        state=_bytes(state),
-        batch=_bytes(batch),
+        state=bytes_per_device(state),
+        batch=bytes_per_device(batch),
         activations=round(
             examples * activation_bytes_per_example(config, schema, steps)
         ),
@@ -138,8 +140,8 @@ def whole(config: ExperimentConfig, schema: Schema) -> Whole:
     """Returns what a run trains and saves, on whatever devices."""
     mesh = meshes.make_mesh(data=1, devices=jax.devices("cpu")[:1])
     state = Steps(config, schema, mesh).abstract_saved()
-    tables = _bytes(state.tables)
-    return Whole(tables=tables, copied=_bytes(state) - tables)
+    tables = bytes_per_device(state.tables)
+    return Whole(tables=tables, copied=bytes_per_device(state) - tables)
 
 
 def activation_bytes_per_example(
@@ -198,7 +200,7 @@ def _tables(
     plan, num_devices = steps.engine.plan, steps.mesh.size
     found = []
     for group in plan.groups:
-        per_row = _bytes(state[group.name]) * num_devices / group.num_rows
+        per_row = bytes_per_device(state[group.name]) * num_devices / group.num_rows
         ends = [table.offset for table in group.tables[1:]] + [group.depth]
         for table, end in zip(group.tables, ends, strict=True):
             rows = (end - table.offset) * group.num_shards // num_devices
@@ -240,7 +242,7 @@ def _modules(network: Any, moments_per_weight: float) -> tuple[ModuleShare, ...]
         name = "/".join(str(getattr(key, "key", key)) for key in path[:2])
         own = sizes_of.setdefault(name, [0, 0])
         own[0] += weight.size
-        own[1] += _bytes(weight) * (1 + moments_per_weight)
+        own[1] += bytes_per_device(weight) * (1 + moments_per_weight)
     return tuple(
         ModuleShare(name=name, num_parameters=int(count), bytes_per_device=round(held))
         for name, (count, held) in sizes_of.items()
@@ -256,8 +258,3 @@ def _exchange(steps: Steps, examples: int) -> int:
         wire = capacity * steps.mesh.size if steps.mesh.size > 1 else 0
         total += (3 * bound + 2 * wire) * group.dim * 4
     return total
-
-
-def _bytes(tree: Any) -> int:
-    """Of one device."""
-    return sum(meshes.shard_size(x) * x.dtype.itemsize for x in jax.tree.leaves(tree))

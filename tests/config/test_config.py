@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from rankax.config.base import Config, ConfigError, config_hash, difference
+from rankax.config.base import Config, ConfigError, completed, config_hash, difference
 from rankax.config.experiment import (
     NOT_OF_THE_RUN,
     ExperimentConfig,
@@ -217,7 +217,7 @@ def test_a_configuration_is_plain_json_and_differences_are_named():
     ]
 
 
-def test_lists_of_sections_are_checked_and_frozen_too():
+def test_lists_of_sections_are_checked_completed_and_frozen_too():
     @dataclasses.dataclass(slots=True, kw_only=True)
     class Inner(Config):
         size: int = 1
@@ -230,7 +230,10 @@ def test_lists_of_sections_are_checked_and_frozen_too():
         kw_only=True,
     )()
     outer.parts = (Inner(), Inner(size=2))
-    assert outer.to_dict()["parts"][1] == {"type": "Inner", "size": 2}
+    tree = outer.to_dict()
+    assert tree["parts"][1] == {"type": "Inner", "size": 2}
+    before = {"type": "Outer", "parts": [{"type": "Inner"}, tree["parts"][1]]}
+    assert completed(before) == tree
     outer.freeze()
     with pytest.raises(ConfigError, match="frozen"):
         outer.parts[1].size = 3

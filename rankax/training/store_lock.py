@@ -7,8 +7,9 @@ process of this machine that is no more, it is taken over. No clocks are compare
 Promise: of those that find no lock, one gets it (a conditional put). Of those that take
 over one stale lock, the last one to write keeps it, and the others find that out
 `SETTLE_SECONDS` later, unless a write takes longer than that; an owner that was itself
-stopped for longer than `STALE_SECONDS` finds out when it renews, and `check` then says
-so, before the next checkpoint is saved.
+stopped for longer than `STALE_SECONDS` finds out by `check`, before it saves the next
+checkpoint. Had it stopped just before it wrote a renewal, it has the lock again, and
+`check` tells the other one.
 """
 
 from collections.abc import Callable
@@ -47,7 +48,6 @@ class StoreLock:
             "id": uuid.uuid4().hex,
             "renewals": 0,
         }
-        self._is_lost = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
@@ -75,12 +75,15 @@ class StoreLock:
                 self._store.rm_file(self._key)
 
     def check(self) -> None:
-        """Checks that the lock is still held.
+        """Reads the lock again: is it still held?
 
         Raises:
             ConfigError: another run has taken the folder over.
+            StoreError: the store cannot be read.
         """
-        if self._is_lost:
+        with stores.explained(self._path, "cannot be read"):
+            is_own = self._is_own(self._read())
+        if not is_own:
             raise ConfigError(
                 f"--workdir={self._path.parent} was taken over by another run while "
                 f"this one did not answer for {STALE_SECONDS:.0f} s; let that run go "
@@ -128,7 +131,6 @@ class StoreLock:
             # lock meanwhile shows then.
             with contextlib.suppress(Exception):
                 if not self._is_own(self._read()):
-                    self._is_lost = True
                     return
                 self._own["renewals"] += 1
                 self._store.pipe_file(self._key, self._content())

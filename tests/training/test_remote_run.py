@@ -425,22 +425,31 @@ def test_one_of_two_that_take_over_a_lock_gets_it(folder, fast_lock):
 
 
 def test_a_run_whose_folder_was_taken_over_stops_before_it_saves(
-    s3, folder, fast_lock, one_device, monkeypatch
+    s3, folder, one_device, monkeypatch
 ):
     original = Steps.train
 
-    def overtaken(*args, **kwargs):
-        # A renewal that had been read when theirs was written writes over it.
-        key, theirs = f"{folder.name}/lock", b'{"id": "theirs"}'
-        while s3.get_object(Bucket="bucket", Key=key)["Body"].read() != theirs:
-            s3.put_object(Bucket="bucket", Key=key, Body=theirs)
-            time.sleep(1.0)
+    def overtaken(*args, **kwargs):  # between two renewals
+        (folder / "lock").write_text('{"id": "theirs"}')
         return original(*args, **kwargs)
 
     monkeypatch.setattr(Steps, "train", overtaken)
     with pytest.raises(ConfigError, match=r"was taken over by another run while"):
         train(make_config(num_steps=1), os.fspath(folder))
     assert not {n for n in names_in(s3, folder) if n.startswith("checkpoints/")}
+    assert json.loads((folder / "lock").read_text()) == {"id": "theirs"}
+
+
+def test_a_lock_that_was_taken_over_is_renewed_no_more(folder, fast_lock):
+    with run_folder.locked(folder) as check:
+        # A renewal that had read its own lock may still write over theirs, once.
+        theirs = ""
+        while theirs != '{"id": "theirs"}':
+            (folder / "lock").write_text('{"id": "theirs"}')
+            time.sleep(5 * store_lock.RENEW_SECONDS)
+            theirs = (folder / "lock").read_text()
+        with pytest.raises(ConfigError, match=r"was taken over by another run"):
+            check()
     assert json.loads((folder / "lock").read_text()) == {"id": "theirs"}
 
 

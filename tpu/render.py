@@ -114,8 +114,9 @@ def run(
     where = slices.parse(topology)
     _check_route(route, where)
     site = _build(_SITES[route], options)
-    count = where.num_hosts
+    hosts = count = where.num_hosts
     if isinstance(site, slurm.Cluster):
+        hosts = slurm.num_nodes(where, site)
         count = slurm.num_processes(where, site)
     own = program.program(
         config,
@@ -125,13 +126,12 @@ def run(
         num_processes=count,
     )
     if not isinstance(site, slurm.Cluster):  # whose nodes see this checkout
-        hosts = where.num_hosts
         _warn(_check_shipped([config]))
         _warn(own.warn_of_data(hosts, mount=site.mount))
         if site.spot:
             _warn(own.warn_of_spot(hosts, seconds=_SPOT_SECONDS[route]))
     common = {"name": name, "slice": where}
-    common["grace_seconds"] = grace_seconds or own.grace_seconds(where.num_hosts)
+    common["grace_seconds"] = grace_seconds or own.grace_seconds(hosts)
     if isinstance(site, slurm.Cluster):
         return slurm.render(own, cluster=site, **common)
     if isinstance(site, gke.Cluster):

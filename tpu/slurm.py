@@ -73,7 +73,7 @@ def num_processes(slice: Slice, cluster: Cluster) -> int:
     """
     if slice.kind == "cpu":
         return slice.num_chips
-    return 1 if _num_nodes(slice, cluster) == 1 else slice.num_chips
+    return 1 if num_nodes(slice, cluster) == 1 else slice.num_chips
 
 
 def render(
@@ -96,7 +96,7 @@ def render(
             "store; name a folder that all nodes see"
         )
     words = [*program.words, *["--coordinator=auto"] * (count > 1)]
-    nodes = _num_nodes(slice, cluster)
+    nodes = num_nodes(slice, cluster)
     who = f"{count} process{'es' * (count > 1)} on {nodes} node{'s' * (nodes > 1)}"
     if slice.kind == "cpu":
         who = f"{count} process{'es' * (count > 1)} without GPUs"
@@ -181,7 +181,12 @@ def seconds(time: str) -> int:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
 
 
-def _num_nodes(slice: Slice, cluster: Cluster) -> int:
+def num_nodes(slice: Slice, cluster: Cluster) -> int:
+    """Returns the nodes of a run.
+
+    Raises:
+        ConfigError: TPUs, or GPUs that do not divide into nodes.
+    """
     if slice.kind == "cpu":
         return 1
     if not slice.is_gpu:
@@ -202,7 +207,7 @@ def _num_nodes(slice: Slice, cluster: Cluster) -> int:
 
 def _shape(slice: Slice, cluster: Cluster, count: int) -> dict[str, str]:
     """The options that say which nodes, and how many processes on each."""
-    nodes = _num_nodes(slice, cluster)
+    nodes = num_nodes(slice, cluster)
     options = {"nodes": str(nodes), "ntasks-per-node": str(count // nodes)}
     if slice.kind == "cpu":
         options = {"ntasks": str(count)}

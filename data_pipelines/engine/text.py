@@ -32,7 +32,7 @@ SHOWN = 200  # characters of a broken line
 # around numbers, so a line with them must not be broken where another one is.
 PATTERNS = {
     "label": (rb" *[01] *", "0 or 1"),
-    "int": (rb"(?: *-?[0-9]{1,18} *)?", "an integer"),
+    "int": (rb"(?: *-?0*[0-9]{1,19} *)?", "an integer of 64 bits"),
     "hour": (
         rb" *[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
         rb"(?:[01][0-9]|2[0-3]) *",
@@ -41,6 +41,7 @@ PATTERNS = {
     "hex": (rb"(?:[0-9a-fA-F]{8})?", "a hex code of 8 digits"),
     "any": (rb"[^%s]*", "anything"),
 }
+_LONG = re.compile(rb"[0-9]{19}")  # may be too much for 64 bits
 TYPES = {
     "label": pa.int64(),
     "int": pa.int64(),
@@ -150,16 +151,22 @@ class TextFile:
     ) -> Block:
         try:
             rows = _parse(data, self.layout, columns)
+            if rows.num_rows != _num_lines(data):
+                raise DataError(
+                    f"{self.path}: a carriage return stands within one of the lines "
+                    f"from {self._line_number(part, start):,} on; end every line with "
+                    "a line feed, and take others out"
+                )
             return Block(rows, np.arange(start, start + rows.num_rows), 0, "")
         except pa.ArrowInvalid as error:
             lines = bytes(data).splitlines()
-            is_bad = np.array([not self.layout.line.fullmatch(line) for line in lines])
+            is_bad = np.array([_is_broken(line, self.layout) for line in lines])
             if not is_bad.any():
                 raise DataError(f"{self.path}: {error}") from error
         first = int(np.argmax(is_bad))
         bad = lines[first]
         what = f"line {self._line_number(part, start + first):,}: "
-        what += _problem(bad, self.layout)
+        what += _problem(bad, self.layout) or "not understood"
         what += f": {bad[:SHOWN].decode(errors='replace')!r}"
         if self.on_bad_line == "error":
             raise DataError(
@@ -336,14 +343,31 @@ def _unpacked(path: pathlib.Path, size: int, *, has_header: bool) -> Iterator[by
         yield rest
 
 
+def _num_lines(data: memoryview | bytes) -> int:
+    ends = np.frombuffer(data, np.uint8) == ord("\n")
+    return int(np.count_nonzero(ends)) + bool(len(ends) and not ends[-1])
+
+
+def _is_broken(line: bytes, layout: Layout) -> bool:
+    if not layout.line.fullmatch(line):
+        return True
+    return bool(_LONG.search(line) and _problem(line, layout))
+
+
 def _problem(line: bytes, layout: Layout) -> str:
+    """Says what is wrong with a line; "" if nothing is found."""
     cells = line.split(layout.separator.encode())
     if len(cells) != len(layout.kinds):
         return f"{len(cells)} fields, expected {len(layout.kinds)}"
     for cell, pattern, (name, kind) in zip(
         cells, layout.cells, layout.kinds.items(), strict=True
     ):
-        if not re.fullmatch(pattern, cell):
+        is_int = kind == "int" and cell.strip()
+        if not re.fullmatch(pattern, cell) or (is_int and not _is_int64(cell)):
             text = cell[:20].decode(errors="replace")
             return f"{name} is {text!r}, expected {PATTERNS[kind][1]}"
-    return "not understood"
+    return ""
+
+
+def _is_int64(cell: bytes) -> bool:
+    return -(2**63) <= int(cell) < 2**63

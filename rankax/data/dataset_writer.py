@@ -1,6 +1,9 @@
 """Writing a dataset folder, on a disk or an object store, whole or not at all."""
 
 from collections import Counter
+from collections.abc import Iterator
+import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
@@ -76,6 +79,14 @@ class DatasetWriter:
         self._is_finished = False
 
     def __enter__(self) -> "DatasetWriter":
+        with contextlib.ExitStack() as stack:
+            if self._work.is_local:
+                stack.enter_context(_locked(self._work))
+            self._prepare()
+            self._lock = stack.pop_all()
+        return self
+
+    def _prepare(self) -> None:
         same = self._inputs and self._marker.is_file()
         if not (same and self._marker.read_text() == self._inputs):
             # If it is stopped while it clears, the next writer must take what is left
@@ -89,7 +100,6 @@ class DatasetWriter:
             if self._work.is_local
             else pathlib.Path(tempfile.mkdtemp(prefix="rankax-"))
         )
-        return self
 
     def __exit__(
         self,
@@ -97,12 +107,13 @@ class DatasetWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for shard in self._open.values():
-            shard.abandon()  # of no effect after `finish`
-        if not self._work.is_local:
-            shutil.rmtree(self._beside, ignore_errors=True)
-        if not (self._is_finished or self._inputs):
-            self._work.delete()
+        with self._lock:
+            for shard in self._open.values():
+                shard.abandon()  # of no effect after `finish`
+            if not self._work.is_local:
+                shutil.rmtree(self._beside, ignore_errors=True)
+            if not (self._is_finished or self._inputs):
+                self._work.delete()
 
     @property
     def num_rows(self) -> dict[str, int]:
@@ -185,6 +196,29 @@ class DatasetWriter:
         if split in self._open:
             self._open[split].close()
             self._open[split].publish()
+
+
+@contextlib.contextmanager
+def _locked(folder: Location) -> Iterator[None]:
+    """Makes a local folder and keeps other writers off; it may be renamed meanwhile.
+
+    Raises:
+        DataError: another process, or this one, writes there, or none can.
+    """
+    with storage.explained(folder, "cannot be written"):
+        folder.local.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder.local, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{folder} is being written by another process; wait for its end, or "
+                "name another folder"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _replace(new: pathlib.Path, target: pathlib.Path) -> None:

@@ -115,7 +115,8 @@ class Schema:
             hashed_rows: table name -> rows into which its ids are hashed.
 
         Raises:
-            DataError: a name that the card does not have, or no label at all.
+            DataError: a name that the card does not have, no label at all, or ids to
+                hash that are numbers of ranges.
         """
         if not card.labels:
             raise DataError(
@@ -137,6 +138,13 @@ class Schema:
                     f"fields in use of data set {card.name!r}; "
                     f"{suggest(name, tuple(schema.tables))}"
                 )
+            for slot in schema.slots:
+                if slot.table == name and slot.boundaries:
+                    raise DataError(
+                        f"tables.hashed_rows names {name!r}, but the ids of field "
+                        f"{slot.field!r} are the numbers of its ranges (boundaries), "
+                        "of which there are few; leave that table out"
+                    )
         return schema
 
     @property

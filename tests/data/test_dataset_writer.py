@@ -219,6 +219,20 @@ def test_part_that_fails_leaves_nothing_and_can_be_written_again(tmp_path):
     assert rows_of(tmp_path / "made") == list(range(6))
 
 
+@pytest.mark.parametrize("inputs", ["", "same", "other"])
+def test_a_second_writer_is_refused_while_the_first_writes(tmp_path, inputs):
+    folder = tmp_path / "made"
+    with DatasetWriter(folder, rows_per_group=10, inputs="same") as writer:
+        write_part(writer.part(0), 0, 5)
+        with pytest.raises(DataError, match=r"made\S* is being written by another"):
+            DatasetWriter(folder, rows_per_group=10, inputs=inputs).__enter__()
+        writer.finish(made_card(train=5))
+    with DatasetWriter(folder, overwrite=True, rows_per_group=10) as writer:
+        writer.write("train", made_table(5, 9))
+        writer.finish(made_card(train=4))
+    assert rows_of(folder) == list(range(5, 9))
+
+
 KILLED = """
 import os, signal, sys
 import pyarrow as pa

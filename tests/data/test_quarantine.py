@@ -148,6 +148,14 @@ def test_wrong_values_stay_errors(folder):
     assert found_in(folder) == ()
 
 
+def test_a_shard_that_cannot_tell_its_rows_may_have_had_none(folder):
+    (folder / "train/00009.parquet").touch()
+    left_out = found_in(folder)
+    assert places(left_out) == [("00009.parquet", -1, -1)]
+    source = ParquetSplit(folder, "train", SCHEMA, left_out=left_out)
+    assert read_rows(source) == list(range(ROWS))
+
+
 def test_a_split_that_lost_more_than_it_was_told_of_is_refused(folder):
     flip(folder / "train/00000.parquet", 1)
     (entry,) = found_in(folder)

@@ -133,6 +133,19 @@ def test_vectors_are_numeric_columns_in_the_order_of_the_card():
     assert Schema.select(card, fields=["age"]).num_numeric == 0
 
 
+def test_numbers_of_ranges_are_not_hashed():
+    card = dataclasses.replace(
+        CARD,
+        tables=(*CARD.tables, Table(name="age", num_rows=4)),
+        fields=(
+            *CARD.fields,
+            CategoricalField(name="age", table="age", boundaries=(18, 30, 60)),
+        ),
+    )
+    with pytest.raises(DataError, match=r"hashed_rows names 'age', .* field 'age'"):
+        Schema.select(card, hashed_rows={"age": 2})
+
+
 def test_a_run_needs_a_label():
     with pytest.raises(DataError, match="names no label, so its examples can only be"):
         Schema.select(dataclasses.replace(CARD, labels=()))

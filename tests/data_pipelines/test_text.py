@@ -137,6 +137,26 @@ def test_spaces_around_numbers_are_no_matter_of_the_neighbours(tmp_path):
     assert block.rows.equals(alone.rows) and block.num_bad == 1
 
 
+@pytest.mark.parametrize("number", [2**63 - 1, -(2**63), "0" * 20 + "7"])
+def test_long_integers_are_no_matter_of_the_neighbours(tmp_path, number):
+    path = tmp_path / "a"
+    path.write_text(f"0\t{number}\t\tx\n")
+    (alone,) = make_file(path).blocks(0)
+    path.write_text(f"0\t{number}\t\tx\nbroken\n")
+    (block,) = make_file(path, on_bad_line="skip").blocks(0)
+    assert block.rows["n"].to_pylist() == alone.rows["n"].to_pylist() == [int(number)]
+    path.write_text(f"0\t{number}\t\tx\n0\t{2**63}\t\tx\n")
+    message = "line 2: n is '9223372036854775808', expected an integer of 64 bits"
+    with pytest.raises(DataError, match=message):
+        list(make_file(path).blocks(0))
+
+
+def test_a_carriage_return_within_a_line_is_told(tmp_path):
+    (tmp_path / "a").write_bytes(b"0\t1\t\tx\n0\t1\t\tx\r0\t1\t\tx\n")
+    with pytest.raises(DataError, match="a carriage return stands within one of the"):
+        list(make_file(tmp_path / "a").blocks(0))
+
+
 def test_long_broken_lines_are_cut(tmp_path):
     (tmp_path / "a").write_text("x" * 5000 + "\n")
     with pytest.raises(DataError, match="1 fields") as error:

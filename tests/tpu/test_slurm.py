@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from rankax.config.base import ConfigError
-from tpu import render, slurm
+from tpu import program, render, slurm
 
 QUICKSTART = "experiments/quickstart.py:lr"
 # Of the manual page sbatch(1): option -> form of its value; None = it takes none.
@@ -116,6 +116,17 @@ def test_several_nodes_have_a_process_for_each_gpu_and_one_node_has_one():
 def script_words(script):
     (line,) = re.findall(r"^srun .*$", script, flags=re.M)
     return line.split()
+
+
+@pytest.mark.parametrize(("per_node", "seconds"), [(16, 2060), (8, 1060), (4, 560)])
+def test_a_save_has_the_time_that_the_sites_nodes_take(monkeypatch, per_node, seconds):
+    own = program.Program(
+        words=("python",), workdir="runs/ctr", checkpoint_bytes=400_000_000_000
+    )
+    monkeypatch.setattr(render.program, "program", lambda *_, **__: own)
+    script = one_run(gpus_per_node=per_node)
+    assert options_of(script)["signal"] == f"TERM@{seconds}"
+    assert f"by each of {16 // per_node} machine" in script
 
 
 def test_what_a_site_wants_is_asked_for():

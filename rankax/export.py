@@ -7,7 +7,7 @@ scorer, and compared with the trainer on examples of the validation split: rows 
 tables id by id, and probabilities. It takes its name only if they agree.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -70,7 +70,7 @@ def export(
         workdir: its folder.
         step: of the checkpoint; None = the best by validation.
         folder: of the bundle, on a disk; "" = `bundle` in the run folder. A bundle that
-            is there is replaced when the new one is whole.
+            is there is replaced when the new one is whole; anything else is refused.
         rows: dtype of the rows, "float32" or "bfloat16" (half the size; the
             certificate tells what they cost in AUC and log loss).
 
@@ -135,18 +135,21 @@ def write_bundle(
     """
     with run_folder.explained(str(target)):
         console.message(f"exporting step {step:,} of {run} to {target}")
-        draft = target.with_name(target.name + ".part")
-        shutil.rmtree(draft, ignore_errors=True)
-        (draft / "rows").mkdir(parents=True)
-        _write_parameters(draft, setup.steps, state, rows, console)
-        signature = _signature(config, setup, rows)
-        signature |= {"step": step, "metrics": _validated(run, step)}
-        signature["parity"] = _certify(
-            draft, signature, setup, state, config, rows=rows, console=console
-        )
-        _sign(draft, signature)
-        Scorer(draft, sizes=(GOLDEN_EXAMPLES,))  # as it will be opened
-        _replace(target, draft)
+        draft = target.with_name(f".{target.name}.part")
+        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+        try:
+            (draft / "rows").mkdir(parents=True)
+            _write_parameters(draft, setup.steps, state, rows, console)
+            signature = _signature(config, setup, rows)
+            signature |= {"step": step, "metrics": _validated(run, step)}
+            signature["parity"] = _certify(
+                draft, signature, setup, state, config, rows=rows, console=console
+            )
+            _sign(draft, signature)
+            Scorer(draft, sizes=(GOLDEN_EXAMPLES,))  # as it will be opened
+            _replace(target, draft)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         console.message(f"{target}: {_told(signature['parity'])}")
     return signature
 
@@ -159,7 +162,7 @@ def bundle_folder(run: epath.Path, folder: str) -> pathlib.Path:
         folder: what --bundle says; "" = in the run folder.
 
     Raises:
-        ConfigError: that is on a store.
+        ConfigError: that is on a store, or something else than a bundle.
     """
     place = stores.locate(folder) if folder else run / FOLDER
     if not stores.is_on_disk(place):
@@ -167,7 +170,14 @@ def bundle_folder(run: epath.Path, folder: str) -> pathlib.Path:
             f"a bundle is mapped into memory, which {place} cannot be; name a folder "
             "on a disk by --bundle, and copy it where it is served"
         )
-    return pathlib.Path(place)
+    path = pathlib.Path(place)
+    is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    if not is_free and not (path / bundles.SIGNATURE).is_file():
+        raise ConfigError(
+            f"{path} is no bundle (it has no {bundles.SIGNATURE}), and a bundle would "
+            "replace all of it; name a new folder by --bundle, or delete that one"
+        )
+    return path
 
 
 # -------------------------------------------------------------------- what is written
@@ -255,7 +265,7 @@ def _signature(config: ExperimentConfig, setup: Setup, rows: str) -> dict[str, A
         "format": bundles.FORMAT,
         "id": uuid.uuid4().hex,
         "model": type(config.model.backbone).__name__,
-        "inputs": _inputs(schema),
+        "inputs": _inputs(schema, setup.splits["train"].text_ids),
         "outputs": {
             task: "probability that the label is 1, float32" for task in schema.tasks
         },
@@ -263,6 +273,7 @@ def _signature(config: ExperimentConfig, setup: Setup, rows: str) -> dict[str, A
         "fields": [field.name for field in schema.fields],
         "tasks": list(schema.tasks),
         "default_row": schema.has_default_row,
+        "text_ids": sorted(setup.splits["train"].text_ids),
         "golden_tolerance": GOLDEN_TOLERANCES[config.model.compute_dtype],
         "roles": {name: dataclasses.asdict(role) for name, role in roles.items()},
         "platforms": list(PLATFORMS),
@@ -270,12 +281,12 @@ def _signature(config: ExperimentConfig, setup: Setup, rows: str) -> dict[str, A
     }
 
 
-def _inputs(schema: Schema) -> dict[str, Any]:
+def _inputs(schema: Schema, text_ids: Container[str]) -> dict[str, Any]:
     """Describes every feature for people: name -> type, meaning, default."""
     result: dict[str, Any] = {}
     for slot in schema.slots:
         table = schema.tables[slot.table]
-        kind = "integer or text id" if table.ids == "hash" else "integer id"
+        kind = "text id" if slot.column in text_ids else "integer id"
         kind = "number" if slot.boundaries else kind
         told = f"{slot.name}: row of table {table.name}, {table.num_rows:,} rows"
         if slot.bag >= 0:
@@ -320,7 +331,7 @@ def _sign(draft: pathlib.Path, signature: dict[str, Any]) -> None:
 
 def _replace(target: pathlib.Path, draft: pathlib.Path) -> None:
     """Gives the draft its name. Whoever has the old bundle open keeps it."""
-    old = target.with_name(target.name + ".old")
+    old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
@@ -355,7 +366,7 @@ def _certify(
     scorer = Scorer(draft, sizes=(GOLDEN_EXAMPLES, 1024), is_checked=False)
     logits = scorer.logits(golden).tolist()
     path.write_text(json.dumps({"features": golden, "logits": logits}))
-    packed = features.pack(setup.schema, raw, {})
+    packed = features.pack(setup.schema, raw, {}, text_ids=scorer.bundle.text_ids)
     for slot, ids in zip(setup.schema.slots, packed.ids, strict=True):
         own = arrays["ids"][:, slot.start : slot.start + slot.width]
         if (ids != own).any():

@@ -5,6 +5,7 @@ nulls: they are filled with the default that the card declares, or refused. A co
 that is as wanted already is not copied.
 """
 
+from collections.abc import Mapping
 import dataclasses
 
 import numpy as np
@@ -15,7 +16,7 @@ from rankax.config.base import suggest
 from rankax.data import transforms
 from rankax.data.errors import DataError
 from rankax.data.fields import NumericField, Table, VectorField
-from rankax.data.schema import IdSlot
+from rankax.data.schema import IdSlot, Schema
 
 _FILL = (
     "give missing ids an id of their own and numbers a value when the data set is made "
@@ -227,6 +228,8 @@ class Columns:
         """Returns the id of each number by the boundaries of the slot's field."""
         fill = None if slot.default is None else 0.0
         numbers = self._numbers(slot.column, values, expected, fill)
+        if types.is_floating(values.type):  # nulls have made float64 of it
+            numbers = numbers.astype(values.type.to_pandas_dtype(), copy=False)
         advice = "write null, and set the field's default in dataset.json"
         bad = np.isnan(numbers)
         self.check(slot.column, numbers, bad, "numbers", advice, offsets=offsets)
@@ -369,6 +372,19 @@ def string_ids(values: pa.Array) -> pa.Array:
     if values.null_count:
         return pa.array(ids, mask=values.is_null().to_numpy(zero_copy_only=False))
     return pa.array(ids)
+
+
+def text_ids(kinds: Mapping[str, pa.DataType], schema: Schema) -> frozenset[str]:
+    """Returns the columns of ids whose elements are texts; others hold integers.
+
+    The id 42 and the id "42" are two: hashed, they have different rows.
+    """
+    found = {slot.column: kinds[slot.column] for slot in schema.slots}
+    return frozenset(
+        name
+        for name, kind in found.items()
+        if _is_text(kind.value_type if _is_list(kind) else kind)
+    )
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from rankax.config.base import suggest
 from rankax.data import packing, storage
 from rankax.data.card import FILE_NAME, Card
-from rankax.data.columns import Columns
+from rankax.data.columns import Columns, text_ids
 from rankax.data.errors import DataError
 from rankax.data.schema import Schema
 from rankax.data.storage import Location
@@ -101,7 +101,7 @@ class ParquetSplit:
             place: (footer.size_bytes, footer.modified_nanoseconds)
             for place, footer in zip(places, footers, strict=True)
         }
-        self._check_columns()
+        kinds = self._check_columns()
         # Empty row groups exist (some writers make them) and hold no example.
         self._groups = [
             (place, i)
@@ -114,6 +114,7 @@ class ParquetSplit:
             np.int64,
         )
         self._check_rows(int(self.rows_per_group.sum()), split, card, left_out)
+        self.text_ids = text_ids(kinds, schema)
         digests = [footer.digest for footer in footers]
         self.fingerprint = self._fingerprint(card, digests, sorted(without))
         self._verified: set[int] = set()  # row groups
@@ -213,7 +214,8 @@ class ParquetSplit:
         files.move_to_end(key)
         return files[key]
 
-    def _check_columns(self) -> None:
+    def _check_columns(self) -> dict[str, pa.DataType]:
+        """Returns the types of the columns in need, which all shards have alike."""
         expected: dict[str, tuple[pa.DataType, Location]] = {}
         for place, metadata in self._metadata.items():
             schema = metadata.schema.to_arrow_schema()
@@ -244,15 +246,17 @@ class ParquetSplit:
                         f"{first_place.name}; write all shards of a split with one "
                         "schema"
                     )
+        return {name: kind for name, (kind, _) in expected.items()}
 
     def _check_rows(
         self, found: int, split: str, card: Card, left_out: Sequence[LeftOut]
     ) -> None:
         expected = card.splits[split].num_rows
-        lost = [entry.num_rows for entry in left_out]
-        if found and -1 in lost and found < expected:
-            return
+        lost = [entry.num_rows for entry in left_out if entry.num_rows >= 0]
+        is_unknown = len(lost) < len(left_out)  # of shards that cannot even tell
         expected -= sum(lost)
+        if found and is_unknown and found <= expected:
+            return
         if not found:
             raise DataError(
                 f"{self.name}: the split is empty, {len(self._metadata)} shards hold "

@@ -1,6 +1,6 @@
 """Where examples come from: one protocol, and the choice by configuration class."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from rankax.config.experiment import ParquetConfig, SourceConfig
 from rankax.config.synthetic import SyntheticConfig
 from rankax.data import card as cards
 from rankax.data import synthetic
+from rankax.data.errors import DataError
 from rankax.data.parquet import LeftOut, ParquetSplit
 from rankax.data.schema import Schema
 
@@ -22,11 +23,13 @@ class SplitSource(Protocol):
         name: for messages, "<data set>/<split>".
         rows_per_group: int64 [G], examples of each row group.
         fingerprint: 12 hexadecimal digits that change when the examples change.
+        text_ids: columns of ids that are texts.
     """
 
     name: str
     rows_per_group: np.ndarray
     fingerprint: str
+    text_ids: frozenset[str]
 
     def read(self, group: int) -> pa.Table:
         """Returns the columns in need (`packing.needed_columns`) of one row group."""
@@ -77,6 +80,26 @@ def open_split(
     if isinstance(config, SyntheticConfig):
         return synthetic.SyntheticSplit(config, split, schema)
     raise _unknown(config)
+
+
+def check_same_ids(split: SplitSource, text_ids: Iterable[str]) -> None:
+    """Checks that a split's ids are texts where those of training were.
+
+    Args:
+        split: the split.
+        text_ids: of the training split.
+
+    Raises:
+        DataError: they are not; hashed, 42 and "42" have different rows.
+    """
+    for column in sorted(split.text_ids.symmetric_difference(text_ids)):
+        kinds = ("texts", "integers")
+        found, wanted = kinds if column in split.text_ids else kinds[::-1]
+        raise DataError(
+            f"{split.name}: column {column!r} holds {found}, and in training it held "
+            f"{wanted}, which have other rows of the table even where they look alike; "
+            "write the column with one type"
+        )
 
 
 def _unknown(config: SourceConfig) -> ConfigError:

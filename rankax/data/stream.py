@@ -23,6 +23,7 @@ class Stream:
         self.name = name
         self.rows_per_group = np.concatenate([split.rows_per_group for split in splits])
         self.fingerprint = _digest(split.fingerprint for split in splits)
+        self.text_ids = splits[0].text_ids
         self._places = [
             (split, group)
             for split in splits
@@ -64,6 +65,7 @@ class WindowSplit:
         self.name = f"{stream.name}/window {number}"
         self.rows_per_group = np.array([unit.num_rows for unit in window], np.int64)
         self.fingerprint = _digest((stream.fingerprint, str(number), str(window)))
+        self.text_ids = stream.text_ids
         self._stream, self._window = stream, window
 
     def read(self, group: int) -> pa.Table:

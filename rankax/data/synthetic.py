@@ -91,6 +91,8 @@ def card(config: SyntheticConfig) -> Card:
 class SyntheticSplit:
     """One split as a `SplitSource`, whose row groups are made when they are read."""
 
+    text_ids: frozenset[str] = frozenset()
+
     def __init__(self, config: SyntheticConfig, split: str, schema: Schema):
         """Prepares the world, once per process and settings.
 

@@ -156,9 +156,15 @@ def numbers(values: np.ndarray, steps: Sequence[Transform] = ()) -> np.ndarray:
 
 
 def bucket_ids(values: np.ndarray, boundaries: Sequence[float]) -> np.ndarray:
-    """Returns how many boundaries are <= each number, int32; NaN counts as largest."""
-    ids = np.searchsorted(np.asarray(boundaries, np.float64), values, side="right")
-    return ids.astype(np.int32)
+    """Returns how many boundaries are <= each number, int32; NaN counts as largest.
+
+    Boundaries are rounded as the numbers are: 0.7 in a float32 column is not below the
+    boundary 0.7, as it is not where the same number comes as a float64.
+    """
+    kind = values.dtype if values.dtype.kind == "f" else np.float64
+    with np.errstate(over="ignore"):  # infinity is above all that the type can hold
+        rounded = np.asarray(boundaries, np.float64).astype(kind)
+    return np.searchsorted(rounded, values, side="right").astype(np.int32)
 
 
 def direct_rows(

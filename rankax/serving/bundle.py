@@ -34,7 +34,7 @@ from rankax.data import records
 from rankax.data.errors import DataError
 from rankax.data.schema import Schema
 
-FORMAT = 1
+FORMAT = 2
 SIGNATURE, DENSE, FUNCTION = "signature.json", "dense.npz", "score.jax_export"
 GOLDEN, ORBAX = "golden.json", "orbax"
 SMALL = DENSE, FUNCTION, GOLDEN  # files whose digests are in the signature
@@ -100,6 +100,7 @@ class Bundle:
         folder: where it is.
         signature: `signature.json`.
         schema: fields and tasks.
+        text_ids: features whose ids are texts.
         roles: role -> its tables.
         golden_tolerance: of the probabilities of the golden candidates.
     """
@@ -135,6 +136,11 @@ class Bundle:
             self.schema = Schema.select(
                 card, fields=fields, tasks=tasks, default_row=default_row
             )
+            text_ids = self.signature["text_ids"]
+            columns = {slot.column for slot in self.schema.slots}
+            if not (isinstance(text_ids, list) and columns.issuperset(text_ids)):
+                raise TypeError("text_ids")
+            self.text_ids = frozenset(text_ids)
             self.roles: dict[str, Role] = {
                 name: records.build(Role, entry, f"{path}: roles[{name!r}]")
                 for name, entry in self.signature["roles"].items()

@@ -154,11 +154,11 @@ def write(bundle: str | pathlib.Path, delta: Delta) -> pathlib.Path:
     for name, values in (delta.dense or {}).items():
         arrays[f"dense/{name}"] = values
     draft = path.with_name(f"{path.stem}.part")
-    with draft.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
     try:
+        with draft.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
         os.link(draft, path)  # unlike a rename, it replaces nothing
     except FileExistsError as error:
         raise DeltaError(
@@ -166,7 +166,7 @@ def write(bundle: str | pathlib.Path, delta: Delta) -> pathlib.Path:
             "of the two"
         ) from error
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
     return path
 
 

@@ -6,7 +6,7 @@ the data set's columns. A feature that is None, or not given, is what a null is 
 data set: the field's default, or an error where it has none.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -55,7 +55,11 @@ def names(schema: Schema) -> tuple[str, ...]:
 
 
 def pack(
-    schema: Schema, features: Mapping[str, Any], shared: Mapping[str, Any]
+    schema: Schema,
+    features: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    *,
+    text_ids: Container[str],
 ) -> Packed:
     """Checks and packs the features of a request.
 
@@ -65,6 +69,7 @@ def pack(
             list field a list for each.
         shared: name -> the one value that all candidates have, such as the user's. If
             there are no `features`, it is one candidate.
+        text_ids: features whose ids were texts in training.
 
     Raises:
         FeatureError: an unknown, missing or mistyped feature, another number of values
@@ -88,27 +93,23 @@ def pack(
     for slot in schema.slots:
         values = columns.take(slot.column, slot.default is not None)
         if slot.bag < 0:
-            rows = _rows(values, slot, schema)
+            rows = _rows(values, slot, schema, text_ids)
             ids.append(rows[:, None])
             continue
         lists, length = _flat(values, slot.column, slot.default is not None)
         first = bags.setdefault(slot.bag, (slot.column, length))
         _check_aligned(slot, first, (slot.column, length))
-        kept = _kept(length, slot.width)
-        rows = np.full((len(length), slot.width), PADDING, np.int32)
-        place = np.arange(slot.width) < np.minimum(length, slot.width)[:, None]
-        rows[place] = _rows(lists, slot, schema)[kept]
-        ids.append(rows)
+        rows = _rows(lists, slot, schema, text_ids)
+        ids.append(_latest(rows, length, slot.width, np.int32(PADDING)))
         lengths[:, slot.bag] = np.minimum(length, slot.width)
         if slot.weights:
             values = columns.take(slot.weights, slot.default is not None)
             flat, length = _flat(values, slot.weights, slot.default is not None)
             _check_aligned(slot, first, (slot.weights, length))
-            weights = _weights(flat, slot)
-            own = np.zeros((len(length), slot.width), np.float32)
-            own[place] = weights[kept]
             end = slot.weights_start + slot.width
-            bag_weights[:, slot.weights_start : end] = own
+            bag_weights[:, slot.weights_start : end] = _latest(
+                _weights(flat, slot), length, slot.width, np.float32(0)
+            )
     numeric = np.empty((n, schema.num_numeric), np.float32)
     start = 0
     for field in schema.numeric:
@@ -161,7 +162,10 @@ class _Columns:
 
 
 def _rows(
-    values: Sequence[Any] | np.ndarray, slot: IdSlot, schema: Schema
+    values: Sequence[Any] | np.ndarray,
+    slot: IdSlot,
+    schema: Schema,
+    text_ids: Container[str],
 ) -> np.ndarray:
     """Returns the table rows [n] int32 of ids."""
     table, default = schema.tables[slot.table], slot.default
@@ -174,7 +178,7 @@ def _rows(
         if is_null is not None:
             ids[is_null] = default
     else:
-        ids = _ids(values, slot, is_hashed=table.ids == "hash")
+        ids = _ids(values, slot, is_text=slot.column in text_ids)
     if table.ids == "hash":
         salt = transforms.table_salt(table.name)
         return transforms.hash_rows(ids, num_rows=table.num_rows, salt=salt)
@@ -194,52 +198,40 @@ def _rows(
 
 
 def _ids(
-    values: Sequence[Any] | np.ndarray, slot: IdSlot, *, is_hashed: bool
+    values: Sequence[Any] | np.ndarray, slot: IdSlot, *, is_text: bool
 ) -> np.ndarray:
     """Returns integer ids [n]: integers, or hashed texts."""
     name, default = slot.column, slot.default
-    expected = "texts or integers" if is_hashed else "integers"
+    expected = "texts, as in training" if is_text else "integers of 64 bits"
     if not isinstance(values, np.ndarray) or values.dtype == object:
         values = list(values)
         kinds = set(map(type, values))  # few, where a look at each value takes long
         if type(None) in kinds:
             if default is None:
                 raise _null(name)
-            texts = {issubclass(kind, str) for kind in kinds - {type(None)}}
-            if texts and texts != {isinstance(default, str)}:
-                raise _wrong(name, values, f"what its default {default!r} is")
             values = [default if value is None else value for value in values]
             kinds = set(map(type, values))
-        if not values:
-            return np.zeros(0, np.int64)
-        if not all(map(_is_of_ids, kinds)):
+        if not all(_is_of_ids(kind, is_text=is_text) for kind in kinds):
             raise _wrong(name, values, expected)
-        texts = {issubclass(kind, str) for kind in kinds}
-        if len(texts) > 1:
-            raise _wrong(name, values, "either texts or integers")
-        if texts == {True}:
-            return _hashed_texts(values, name, is_hashed=is_hashed)
-        values = np.asarray(values)
+        if is_text:
+            # Never by way of an array of texts, which drops NULs at their ends.
+            return transforms.hash_strings(values)
+        values = np.asarray(values, None if values else np.int64)
     if values.ndim != 1:
         raise FeatureError(
             f"feature {name!r} holds lists, but takes one id for each candidate"
         )
-    if values.dtype.kind == "U":
-        return _hashed_texts(values.tolist(), name, is_hashed=is_hashed)
-    if values.dtype.kind not in "iu":
-        raise _wrong(name, values, f"{expected} of 64 bits")
+    if is_text and values.dtype.kind == "U":
+        return transforms.hash_strings(values.tolist())
+    if is_text or values.dtype.kind not in "iu":
+        raise _wrong(name, values, expected)
     return values
 
 
-def _is_of_ids(kind: type) -> bool:
-    return issubclass(kind, (int, np.integer, str)) and not issubclass(kind, bool)
-
-
-def _hashed_texts(values: list[str], name: str, *, is_hashed: bool) -> np.ndarray:
-    # Never by way of an array of texts, which drops NULs at their ends.
-    if not is_hashed:
-        raise _wrong(name, values, "integers: the ids of its table are rows")
-    return transforms.hash_strings(values)
+def _is_of_ids(kind: type, *, is_text: bool) -> bool:
+    if is_text:
+        return issubclass(kind, str)
+    return issubclass(kind, (int, np.integer)) and not issubclass(kind, bool)
 
 
 def _numbers(
@@ -320,17 +312,24 @@ def _flat(
     return [element for x in lists for element in x], length
 
 
-def _kept(length: np.ndarray, width: int) -> np.ndarray:
-    """Returns the places of the latest `width` elements of each list."""
-    ends = np.cumsum(length)
-    number = np.arange(int(length.sum()))
-    return number[number >= np.repeat(ends - np.minimum(length, width), length)]
+def _latest(
+    values: np.ndarray, length: np.ndarray, width: int, padding: np.generic
+) -> np.ndarray:
+    """Returns the latest `width` elements of each list, [lists, width]."""
+    kept = np.minimum(length, width)
+    number = np.arange(len(values))
+    result = np.full((len(length), width), padding)
+    result[np.arange(width) < kept[:, None]] = values[
+        number >= np.repeat(np.cumsum(length) - kept, length)
+    ]
+    return result
 
 
 def _check_aligned(
     slot: IdSlot, first: tuple[str, np.ndarray], other: tuple[str, np.ndarray]
 ) -> None:
-    if not np.array_equal(first[1], other[1]):
+    # One of them may be shared, and so be of one list.
+    if (first[1] != other[1]).any():
         raise FeatureError(
             f"features {first[0]!r} and {other[0]!r} of {slot.field!r} must have lists "
             f"of equal lengths, found {first[1][:3].tolist()} and "

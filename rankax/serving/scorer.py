@@ -136,7 +136,7 @@ class Scorer:
 
         Arguments and errors as for `score`.
         """
-        packed = packing.pack(self._schema, features, shared or {})
+        packed = self._packed(features, shared)
         n, most = packed.num_rows, self._sizes[-1]
         waiting = []
         with self._versions.reading() as version:
@@ -160,12 +160,19 @@ class Scorer:
             FeatureError: features that cannot be scored, or more candidates than the
                 largest of `sizes`.
         """
-        packed = packing.pack(self._schema, features, shared or {})
+        packed = self._packed(features, shared)
         n = packed.num_rows
         if n > self._sizes[-1]:
             raise packing.FeatureError(f"{n} candidates, at most {self._sizes[-1]}")
         with self._versions.reading() as version:
             return self._inputs(version, packed, slice(0, n), self._size(n))
+
+    def _packed(
+        self, features: Mapping[str, Any], shared: Mapping[str, Any] | None
+    ) -> packing.Packed:
+        return packing.pack(
+            self._schema, features, shared or {}, text_ids=self.bundle.text_ids
+        )
 
     def _size(self, n: int) -> int:
         return next(size for size in self._sizes if size >= n)

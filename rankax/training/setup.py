@@ -153,6 +153,8 @@ def set_up(config: ExperimentConfig, workdir: str = "") -> Setup:
         )
         for name in SPLITS
     }
+    for split in splits.values():
+        sources.check_same_ids(split, splits["train"].text_ids)
 
     def read_sample() -> np.ndarray:
         return _first_batch(config, splits["train"], schema)["ids"]

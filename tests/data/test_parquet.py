@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rankax.config.base import ConfigError
-from rankax.config.experiment import ParquetConfig, SourceConfig
+from rankax.config.experiment import ExperimentConfig, ParquetConfig, SourceConfig
 from rankax.config.synthetic import SyntheticConfig
 from rankax.data import order, parquet, synthetic
 from rankax.data.card import (
@@ -27,6 +27,8 @@ from rankax.data.dataset_writer import DatasetWriter
 from rankax.data.parquet import ParquetSplit
 from rankax.data.schema import Schema
 from rankax.data.source import load_card, open_split
+from rankax.models.base import named_config
+from rankax.training.setup import set_up
 
 
 def made_card(**num_rows: int) -> Card:
@@ -357,6 +359,36 @@ def test_shard_with_another_type_names_the_file(folder):
     unread = table.set_column(0, "unused", pa.array([1] * 5))
     pq.write_table(unread, path)
     assert opened(folder).rows_per_group.sum() == 25  # columns not in use may differ
+
+
+def test_ids_are_texts_or_integers_in_all_splits(tmp_path):
+    card = Card(
+        name="made",
+        tables=(Table(name="item", num_rows=9, ids="hash"),),
+        fields=(
+            CategoricalField(name="item", table="item"),
+            CategoricalField(name="tags", table="item", max_length=2),
+        ),
+        labels=(Label(name="click"),),
+        splits={split: Split(num_rows=8) for split in ("train", "valid", "test")},
+    )
+    numbers = list(range(8))
+    tags = [[str(number)] for number in numbers]
+    table = pa.table({"item": numbers, "tags": tags, "click": [0, 1] * 4})
+    texts = table.set_column(0, "item", table["item"].cast(pa.string()))
+    for split in card.splits:
+        (tmp_path / split).mkdir()
+        pq.write_table(table, tmp_path / split / "0.parquet")
+    card.save(tmp_path)
+    config = ExperimentConfig()
+    config.data.source = ParquetConfig(path=str(tmp_path))
+    config.data.lanes = config.train.batch_size = config.eval.batch_size = 8
+    config.train.num_epochs = 1
+    config.model.backbone = named_config("lr")
+    assert set_up(config, "").splits["test"].text_ids == {"tags"}
+    pq.write_table(texts, tmp_path / "test" / "0.parquet")
+    with pytest.raises(DataError, match=r"made/test: column 'item' holds texts, and"):
+        set_up(config, "")
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"a,b\n1,2\n" * 100])

@@ -211,6 +211,12 @@ def test_bucket_of_a_number_is_how_many_boundaries_it_reaches():
     ]
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_a_boundary_is_reached_by_the_same_number_of_every_type(kind):
+    values = np.array([0.6, 0.7, 0.8, 6e4], kind)
+    assert transforms.bucket_ids(values, (0.7, 1e5)).tolist() == [0, 1, 1, 1]
+
+
 def test_hash_refuses_what_is_not_an_integer():
     with pytest.raises(TypeError, match="must be integers, found float64"):
         transforms.hash_rows(np.array([1.0]), num_rows=10, salt=0)

@@ -201,10 +201,10 @@ def test_bodies_that_cannot_be_read_are_told(client, body, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"item": [1.5]}, "feature 'item' must be integers, found [1.5]"),
-        ({"user_id": [2**70]}, "feature 'user_id' must be texts or integers, found"),
+        ({"item": [1.5]}, "feature 'item' must be integers of 64 bits, found [1.5]"),
+        ({"user_id": [2**70]}, "feature 'user_id' must be integers of 64 bits, found"),
         ({"user_id": [None]}, "'user_id' is None and has no default"),
-        ({"user_id": [True]}, "'user_id' must be texts or integers, found [True]"),
+        ({"user_id": [True]}, "'user_id' must be integers of 64 bits, found [True]"),
         ({"score": [1e300]}, "'score' holds numbers that are not finite"),
         ({"score": ["1"]}, "'score' must be one number for each candidate"),
         ({"score": [1, 2]}, "has 2 values and"),

@@ -15,16 +15,18 @@ from orbax.checkpoint import v1 as ocp
 import pytest
 
 from experiments import quickstart
+from rankax import export as exporting
 from rankax.config.base import ConfigError
 from rankax.data import packing
 from rankax.data.errors import DataError
 from rankax.data.schema import Schema
-from rankax.export import export
+from rankax.export import ParityError, export
 from rankax.serving import FeatureError, Scorer, features
 from rankax.serving.bundle import Bundle, BundleError
 from rankax.train import train
 
 SCHEMA = Schema.select(CARD, default_row=True)
+TEXT_IDS = frozenset({"tags", "past_tags"})
 USER = ("user_id", "age", "past_items", "past_tags")  # what candidates share
 
 
@@ -108,7 +110,7 @@ def test_features_become_the_arrays_that_training_reads(raw):
         arrow(raw).append_column("click", [[0] * 60]).append_column("buy", [[1] * 60])
     )
     arrays = packing.pack(table, SCHEMA, where="test")
-    packed = features.pack(SCHEMA, raw, {})
+    packed = features.pack(SCHEMA, raw, {}, text_ids=TEXT_IDS)
     ids = np.concatenate(packed.ids, axis=1)
     np.testing.assert_array_equal(ids, arrays["ids"])
     for name in ("lengths", "numeric", "bag_weights"):
@@ -118,7 +120,7 @@ def test_features_become_the_arrays_that_training_reads(raw):
         for name, values in raw.items()
         if name in ("user_id", "score")
     }
-    again = features.pack(SCHEMA, raw | as_arrays, {})
+    again = features.pack(SCHEMA, raw | as_arrays, {}, text_ids=TEXT_IDS)
     np.testing.assert_array_equal(np.concatenate(again.ids, axis=1), arrays["ids"])
 
 
@@ -128,11 +130,39 @@ def test_texts_are_whole_whatever_they_end_in(raw):
     own |= {"tags": [[text] for text in texts]}
     table = arrow(own).append_column("click", [[0] * 6]).append_column("buy", [[1] * 6])
     expected = packing.pack(table, SCHEMA, where="test")["ids"]
-    found = np.concatenate(features.pack(SCHEMA, own, {}).ids, axis=1)
+    found = np.concatenate(
+        features.pack(SCHEMA, own, {}, text_ids=TEXT_IDS).ids, axis=1
+    )
     np.testing.assert_array_equal(found, expected)
     (slot,) = (slot for slot in SCHEMA.slots if slot.column == "tags")
     rows = [hashed_row(text, "tag", 40) for text in texts]
     assert found[:, slot.start].tolist() == rows and len(set(rows)) > 3
+
+
+def test_only_a_bundle_is_replaced_and_only_by_one_that_agrees(
+    linear_run, tmp_path, monkeypatch
+):
+    config, folder, _ = linear_run
+    mine = tmp_path / "models"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    for place in (folder, mine, mine / "notes.txt"):
+        with pytest.raises(
+            ConfigError, match=r"is no bundle \(it has no signature.json"
+        ):
+            export(config, str(folder), folder=str(place))
+    bundle = tmp_path / "bundle"
+    shutil.copytree(folder / "bundle", bundle)
+    before = (bundle / "signature.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "TOLERANCE", -1.0)
+        with pytest.raises(ParityError, match="is not kept: on 200 examples of the"):
+            export(config, str(folder), folder=str(bundle))
+    assert (bundle / "signature.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "models"]
+    signature = export(config, str(folder), folder=str(bundle))
+    assert Bundle(bundle).signature["id"] == signature["id"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "models"]
 
 
 @pytest.mark.parametrize("run", ["linear_run", "deep_run"])
@@ -142,7 +172,7 @@ def test_the_certificate_tells_of_equal_probabilities(run, request):
     assert parity["examples"] == 200 and parity["max_probability_difference"] <= 1e-6
     saved = json.loads((folder / "bundle" / "signature.json").read_text())
     assert saved["parity"] == parity and saved["metrics"]["click/auc"] > 0
-    assert saved["inputs"]["tags"]["type"] == "list of integer or text ids"
+    assert saved["inputs"]["tags"]["type"] == "list of text ids"
     assert saved["inputs"]["price"]["default"] == 1.0
 
 
@@ -228,15 +258,20 @@ def test_ids_outside_of_their_table_are_counted(deep_run, raw):
         ({"score": ["3"]}, "feature 'score' must be one number for each candidate"),
         ({"score": [math.nan]}, "'score' holds numbers that are not finite"),
         ({"score": [1.0, 2.0]}, "has 2 values and 'user_id' has 1"),
-        ({"user_id": [1.5]}, "'user_id' must be texts or integers, found"),
-        ({"user_id": [True]}, "'user_id' must be texts or integers, found"),
-        ({"user_id": [2**70]}, "'user_id' must be texts or integers of 64 bits"),
-        ({"item": ["book"]}, "must be integers: the ids of its table are rows"),
+        ({"user_id": [1.5]}, "'user_id' must be integers of 64 bits, found"),
+        ({"user_id": [True]}, "'user_id' must be integers of 64 bits, found"),
+        ({"user_id": [2**70]}, "'user_id' must be integers of 64 bits, found"),
+        ({"user_id": ["42"]}, "'user_id' must be integers of 64 bits, found ['42']"),
+        ({"item": ["book"]}, "'item' must be integers of 64 bits, found ['book']"),
+        ({"tags": [[1, 2]]}, "'tags' must be texts, as in training, found [1, 2]"),
         ({"tags": ["red"]}, "feature 'tags' must be a list for each candidate"),
-        ({"tags": [[["red"]]]}, "feature 'tags' must be texts or integers"),
+        ({"tags": [[["red"]]]}, "feature 'tags' must be texts, as in training"),
         ({"tags": [{"red": 1}]}, "feature 'tags' must be a list for each candidate"),
-        ({"tags": [["red", 1]]}, "feature 'tags' must be either texts or integers"),
-        ({"tags": [[None, 1]]}, "'tags' must be what its default 'none' is, found"),
+        ({"tags": [["red", 1]]}, "feature 'tags' must be texts, as in training"),
+        (
+            {"tags": [[None, 1]]},
+            "'tags' must be texts, as in training, found ['none', 1]",
+        ),
         ({"score": {"3": 1}}, "feature 'score' must be a list of one value for each"),
         ({"picture": [[1.0]]}, "must be lists of 3 numbers, found 1"),
         ({"like_weights": [[]]}, "'likes' and 'like_weights' of 'likes' must have"),
@@ -251,6 +286,16 @@ def test_features_that_cannot_be_scored_are_told(scorer, raw, change, message):
     with pytest.raises(FeatureError) as error:
         scorer.score(one | change)
     assert message in str(error.value)
+
+
+def test_a_list_and_its_weights_may_be_shared_or_not(scorer, raw):
+    one = {name: values[:2] for name, values in raw.items()}
+    one |= {"likes": [[1, 2], [3, 4]], "like_weights": [[0.5, 1.0]] * 2}
+    without = {name: x for name, x in one.items() if name != "like_weights"}
+    found = scorer.logits(without, {"like_weights": [0.5, 1.0]})
+    np.testing.assert_array_equal(found, scorer.logits(one))
+    with pytest.raises(FeatureError, match="must have lists of equal lengths"):
+        scorer.logits(without, {"like_weights": [0.5]})
 
 
 def test_a_missing_feature_takes_its_default_or_is_told(scorer, raw):
@@ -287,7 +332,7 @@ def test_a_signature_with_any_entry_changed_opens_as_it_was_or_is_told(
                     assert bundle.schema == whole.schema, (name, other)
                 own[name] = value
     needed = {"format", "card", "fields", "tasks", "default_row", "roles", "files"}
-    needed |= {"id", "step", "digests"}
+    needed |= {"id", "step", "digests", "text_ids"}
     assert needed | {"embedding", "dim", "dtype", "tables", "user"} <= {*refused}
 
 
@@ -296,8 +341,8 @@ def test_damaged_bundles_are_told(deep_run, tmp_path):
     for number, (name, data, message) in enumerate(
         [
             ("signature.json", b"{", "is not a bundle"),
-            ("signature.json", b'{"format": 9}', "has format 9, this version reads 1"),
-            ("signature.json", b'{"format": 1}', "is damaged"),
+            ("signature.json", b'{"format": 9}', "has format 9, this version reads 2"),
+            ("signature.json", b'{"format": 2}', "is damaged"),
             ("dense.npz", b"", "dense.npz has 0 bytes, its signature says"),
             ("rows/embedding-tag.npy", None, "embedding-tag.npy has 0 bytes"),
         ]

@@ -12,7 +12,7 @@ from rankax.data import lanes as lane_order
 from rankax.data import new_examples, storage
 from rankax.data.schema import Schema
 from rankax.data.shards import ShardWriter
-from rankax.data.source import SplitSource
+from rankax.data.source import SplitSource, check_same_ids
 from rankax.embeddings import counters
 from rankax.metrics import binary
 from rankax.observe.console import Console
@@ -75,6 +75,7 @@ def predict(
 
     steps = Steps(config, run, mesh, read_sample=read_sample)
     state, step = scoring.restore(folder, steps, step=step)
+    check_same_ids(source, scoring.origin(folder, step)["text_ids"])
 
     # One lane per process, the fewest: for one process that is the order of the files.
     size = scoring.batch_size(config)

@@ -24,6 +24,7 @@ def of_run(config: ExperimentConfig, setup: Setup) -> dict[str, Any]:
         "hashed_tables": [
             t.name for t in setup.schema.tables.values() if t.ids == "hash"
         ],
+        "text_ids": sorted(setup.splits["train"].text_ids),
         "versions": environment.versions(),
     }
 

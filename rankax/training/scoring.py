@@ -61,6 +61,14 @@ def restore(
     return steps.from_saved(saved), step
 
 
+def origin(folder: epath.Path, step: int) -> dict[str, Any]:
+    """Returns what a checkpoint's run was started with (`rankax.training.origin`)."""
+    with contextlib.closing(
+        Checkpoints(folder / run_folder.CHECKPOINTS, None)
+    ) as checkpoints:
+        return checkpoints.origin(step)
+
+
 def batch_size(config: ExperimentConfig) -> int:
     """Returns B of batches that are only scored."""
     return config.eval.batch_size or config.train.batch_size

@@ -12,6 +12,8 @@ import sys
 from every_kind import CARD, arrow, columns
 import numpy as np
 from orbax.checkpoint import v1 as ocp
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from experiments import quickstart
@@ -21,6 +23,7 @@ from rankax.data import packing
 from rankax.data.errors import DataError
 from rankax.data.schema import Schema
 from rankax.export import ParityError, export
+from rankax.predict import predict
 from rankax.serving import FeatureError, Scorer, features
 from rankax.serving.bundle import Bundle, BundleError
 from rankax.train import train
@@ -122,6 +125,19 @@ def test_features_become_the_arrays_that_training_reads(raw):
     }
     again = features.pack(SCHEMA, raw | as_arrays, {}, text_ids=TEXT_IDS)
     np.testing.assert_array_equal(np.concatenate(again.ids, axis=1), arrays["ids"])
+
+
+def test_ids_of_another_kind_are_not_predicted(every_kind, linear_run, tmp_path):
+    config, folder, _ = linear_run
+    data = tmp_path / "later"
+    shutil.copytree(every_kind, data)
+    (shard,) = (data / "test").glob("*.parquet")
+    rows = pq.read_table(shard)
+    place, texts = rows.column_names.index("user_id"), rows["user_id"].cast(pa.string())
+    pq.write_table(rows.set_column(place, "user_id", texts), shard)
+    with pytest.raises(DataError, match="'user_id' holds texts, and in training it"):
+        predict(config, str(folder), data=f"{data}/test", out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_texts_are_whole_whatever_they_end_in(raw):

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 
-from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.observe.console import Console
 from rankax.training import run_folder, scoring
@@ -32,15 +31,11 @@ def evaluate(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         "valid_tables", "test_tables"}, slices and tables as in `result.json`.
 
     Raises:
-        ConfigError: no run or no checkpoint there, or of another configuration.
+        ConfigError: no run or no checkpoint there, or of another configuration, or of
+            --mode=progressive, which trains on these splits too.
     """
     setup = set_up(config, workdir)
-    folder = run_folder.find(workdir, config)
-    if "freshness" in (run_folder.read_result(folder) or {}):
-        raise ConfigError(
-            f"{folder} was trained on all splits by --mode=progressive, which "
-            "evaluates every window before it learns it; see its report"
-        )
+    folder = run_folder.find(workdir, config, mode=run_folder.TRAIN)
     is_first = jax.process_index() == 0
     console = Console(quiet=not is_first)
     steps = setup.steps

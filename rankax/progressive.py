@@ -81,13 +81,9 @@ def progressive(
     setup = set_up(config, workdir)
     windows = _windows(config, setup)
     with run_folder.explained(workdir), Console() as console:
-        run = run_folder.claim(workdir, config)
+        run = run_folder.claim(workdir, config, mode=run_folder.PROGRESSIVE)
         finished = run_folder.read_result(run)
         if finished is not None:
-            if "freshness" not in finished:
-                raise ConfigError(
-                    f"{run} holds a run of --mode=train; name another --workdir"
-                )
             console.message(f"{run} is finished at step {finished['step']:,}")
             return finished
         target = bundle_folder(run, folder) if config.progressive.publish else None
@@ -227,7 +223,7 @@ class _Run:
             ),
         }
         check_lock()
-        run_folder.write_config(self._folder, config)
+        run_folder.write_config(self._folder, config, mode=run_folder.PROGRESSIVE)
         run_folder.write_json(self._folder / run_folder.RESULT, result)
         if config.observe.report:
             report.write_report(self._folder)
@@ -262,8 +258,7 @@ class _Run:
         window = record.pop("window", None)
         if type(window) is not int or not 0 <= window <= len(self._windows):
             raise ConfigError(
-                f"{where} is not of --mode=progressive, or damaged (window {window}); "
-                "name another --workdir"
+                f"{where} is damaged (window {window}); name another --workdir"
             )
         saved = checkpoints.restore(
             self._steps.abstract_saved(), plan=self._steps.engine.plan, step=step
@@ -336,7 +331,7 @@ class _Run:
                 is_pause = is_last or is_save_due
                 if self._step % config.observe.log_every == 0 or is_pause:
                     values, _, bad = stretch.close(progress, state, steps.engine)
-                    check_finite(bad, config, self._folder)
+                    check_finite(bad, config, self._folder, can_replay=False)
                     epoch = self._step / int(self._ends[-1])
                     rate = factor * config.optimizer.dense.learning_rate
                     writer.write(

@@ -47,7 +47,7 @@ def replay(config: ExperimentConfig, workdir: str) -> dict[str, Any]:
         Interrupted: a signal has ended it.
     """
     setup = set_up(config, workdir)
-    folder = run_folder.find(workdir, config)
+    folder = run_folder.find(workdir, config, mode=run_folder.TRAIN)
     processes.needs_one("--mode=replay")
     bad = _bad_step(folder)
     with (

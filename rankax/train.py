@@ -13,7 +13,6 @@ from typing import Any
 from etils import epath
 import jax
 
-from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.data.order import Position
 from rankax.embeddings import counters
@@ -69,10 +68,6 @@ def _start(
         finished = run_folder.read_result(folder)
     finished = processes.broadcast(finished)
     console = Console(quiet=not is_first)
-    if finished is not None and "freshness" in finished:
-        raise ConfigError(
-            f"{folder} is a run of --mode=progressive; name another --workdir"
-        )
     # A finished run whose test split was left unread goes on where it stopped.
     if finished is not None and (finished["metrics"] or not config.eval.test):
         console.message(f"{folder} is finished at step {finished['step']:,}")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from rankax import evaluate, progressive, train
+from rankax import evaluate, progressive, replay, train
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
 from rankax.config.synthetic import SyntheticConfig
@@ -19,6 +19,7 @@ from rankax.progressive import freshness
 from rankax.serving import Scorer, features
 from rankax.serving import delta as deltas
 from rankax.training.interruption import StopRequest
+from rankax.training.progress import NonFiniteError
 from rankax.training.publisher import Publisher
 from rankax.training.setup import set_up
 
@@ -203,6 +204,21 @@ def test_a_finished_run_is_told_and_other_programs_keep_off_it(whole, capsys):
         train.train(config, str(folder))
 
 
+def test_other_programs_keep_off_a_run_that_ended_before_its_first_checkpoint(
+    tmp_path,
+):
+    config = make_config()
+    config.optimizer.dense.learning_rate = 1e30  # overflows in the first window
+    with pytest.raises(NonFiniteError, match="of step 2 was NaN") as error:
+        progressive.progressive(config, str(tmp_path))
+    assert "--mode=replay" not in str(error.value)
+    assert (tmp_path / "bad_step.json").exists()
+    assert not any((tmp_path / "checkpoints").iterdir())
+    for program in (evaluate.evaluate, replay.replay, train.train):
+        with pytest.raises(ConfigError, match="is a run of --mode=progressive, which"):
+            program(config, str(tmp_path))
+
+
 def test_what_cannot_be_trained_is_told(tmp_path):
     def refused(message, kind=DataError, **options):
         config = make_config()
@@ -225,10 +241,12 @@ def test_a_run_of_the_trainer_is_refused(tmp_path):
     config = make_config(report=False)
     config.eval.test = False
     train.train(config, str(tmp_path / "run"))
-    with pytest.raises(ConfigError, match="holds a run of --mode=train"):
+    refusal = "is a run of --mode=train; go on with that mode, or name a folder of"
+    with pytest.raises(ConfigError, match=refusal):
         progressive.progressive(config, str(tmp_path / "run"))
     (tmp_path / "run/result.json").unlink()
-    with pytest.raises(ConfigError, match="is not of --mode=progressive"):
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(ConfigError, match=refusal):
         progressive.progressive(config, str(tmp_path / "run"))
 
 

@@ -188,7 +188,11 @@ class Stretch:
 
 
 def check_finite(
-    bad_step: dict[str, Any] | None, config: ExperimentConfig, folder: epath.Path
+    bad_step: dict[str, Any] | None,
+    config: ExperimentConfig,
+    folder: epath.Path,
+    *,
+    can_replay: bool = True,
 ) -> None:
     """Ends the run at a step whose loss or gradient was not finite.
 
@@ -196,6 +200,7 @@ def check_finite(
         bad_step: its record, which `--mode=replay` reads; None = there was none.
         config: the run's.
         folder: its folder.
+        can_replay: `--mode=replay` takes the run's steps as it did.
 
     Raises:
         NonFiniteError: there was one.
@@ -204,13 +209,16 @@ def check_finite(
         return
     if jax.process_index() == 0:
         run_folder.write_json(folder / run_folder.BAD_STEP, bad_step)
+    advice = (
+        "The same command with --mode=replay shows what of that step was not finite, "
+        "and which of its examples are extreme. "
+    )
     raise NonFiniteError(
         f"the loss or a gradient of step {bad_step['step']} was NaN or infinite. "
         "Nothing was written from that step on, neither weights nor table rows, and "
-        f"{folder} still holds the last checkpoint before it. The same command with "
-        "--mode=replay shows what of that step was not finite, and which of its "
-        "examples are extreme. Correct or clip those values; or lower the learning "
-        f"rate (optimizer.dense {config.optimizer.dense.learning_rate:g}, "
+        f"{folder} still holds the last checkpoint before it. "
+        f"{advice if can_replay else ''}Correct or clip extreme values; or lower the "
+        f"learning rate (optimizer.dense {config.optimizer.dense.learning_rate:g}, "
         f"optimizer.sparse {config.optimizer.sparse.learning_rate:g}), set "
         "optimizer.dense.clip_norm or a warm-up; in a new --workdir"
     )

@@ -21,6 +21,7 @@ TABLES = "tables.txt"  # where every table was placed
 QUARANTINE = "quarantine.json"  # what could not be read when the run began
 BAD_STEP = "bad_step.json"  # whose loss or gradient was not finite
 LOCK = "lock"  # locked, not only there, while a run trains
+TRAIN, PROGRESSIVE = "train", "progressive"  # what a folder is trained by
 
 
 class RunFolderError(Exception):
@@ -52,19 +53,21 @@ def explained(workdir: str) -> Iterator[None]:
         ) from error
 
 
-def claim(workdir: epath.PathLike, config: ExperimentConfig) -> epath.Path:
+def claim(
+    workdir: epath.PathLike, config: ExperimentConfig, *, mode: str = TRAIN
+) -> epath.Path:
     """Creates the run folder, or accepts the one that this configuration started.
 
     A finished run keeps the configuration that its result was made with.
 
     Raises:
-        ConfigError: the folder belongs to another configuration.
+        ConfigError: the folder belongs to another configuration or mode.
         StoreError: the store does not do what it is asked.
     """
     folder = stores.locate(workdir)
     path = folder / CONFIG
     if stores.is_there(path):
-        _check_same(path, config)
+        _check_same(path, config, mode=mode)
         if stores.is_there(folder / RESULT):
             return folder
     elif stores.is_there(folder) and any(folder.iterdir()):
@@ -74,7 +77,7 @@ def claim(workdir: epath.PathLike, config: ExperimentConfig) -> epath.Path:
         )
     if stores.is_on_disk(folder):  # on a store it would make a bucket
         folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, config)
+    write_config(folder, config, mode=mode)
     return folder
 
 
@@ -110,17 +113,26 @@ def locked(
         yield lambda: None  # the system keeps this lock
 
 
-def write_config(folder: epath.Path, config: ExperimentConfig) -> None:
-    """Writes `config.json`."""
-    tree = {"hash": hash_of(config), "config": config.to_dict()}
+def write_config(
+    folder: epath.Path, config: ExperimentConfig, *, mode: str = TRAIN
+) -> None:
+    """Writes `config.json`; `mode` is what the folder is trained by."""
+    tree = {"hash": hash_of(config), "mode": mode, "config": config.to_dict()}
     write_json(folder / CONFIG, tree)
 
 
-def find(workdir: epath.PathLike, config: ExperimentConfig) -> epath.Path:
+def find(
+    workdir: epath.PathLike, config: ExperimentConfig, *, mode: str = ""
+) -> epath.Path:
     """Returns the folder of an existing run of this configuration.
 
+    Args:
+        workdir: the folder.
+        config: the run's.
+        mode: what it must be trained by; "" = any.
+
     Raises:
-        ConfigError: no run there, or one of another configuration.
+        ConfigError: no run there, or one of another configuration or mode.
     """
     path = stores.locate(workdir) / CONFIG
     if not stores.is_there(path):
@@ -128,7 +140,7 @@ def find(workdir: epath.PathLike, config: ExperimentConfig) -> epath.Path:
             f"--workdir={workdir} holds no run ({CONFIG} is missing); train one with "
             "--mode=train"
         )
-    _check_same(path, config)
+    _check_same(path, config, mode=mode)
     return path.parent
 
 
@@ -157,8 +169,19 @@ def read_result(folder: epath.Path) -> dict[str, Any] | None:
     return result
 
 
-def _check_same(path: epath.Path, config: ExperimentConfig) -> None:
+def _check_same(path: epath.Path, config: ExperimentConfig, *, mode: str) -> None:
     saved, tree = _read_config(path), config.to_dict()
+    own = saved.get("mode", TRAIN)
+    if mode and own != mode:
+        why = (
+            ", which trains on all splits and evaluates every window before it learns "
+            "it (see its report)"
+        )
+        raise ConfigError(
+            f"--workdir={path.parent} is a run of --mode={own}"
+            f"{why if own == PROGRESSIVE else ''}; go on with that mode, or name "
+            f"a folder of --mode={mode}"
+        )
     # With one hash an option that only one of two versions has is at its default; what
     # the hash does not see is a default that the other version has changed.
     changes = difference(

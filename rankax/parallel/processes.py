@@ -19,6 +19,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from rankax.config.base import ConfigError
 
 HEARTBEAT_SECONDS = 60
 _CONNECT_SECONDS = 20
+_HELLO_SECONDS = 2  # from a connection to its first words, which come at once
 _GOODBYE = "goodbye"
 
 
@@ -224,11 +226,14 @@ class Lifeline:
         else:
             with contextlib.suppress(OSError):
                 self._connect([host] if host else hosts, port, token)
-        found = broadcast(len(self._peers))
-        if self._index == 0 and found < self._count - 1:
+        found = broadcast(sorted(self._peers))
+        if self._index > 0 and self._index not in found:
+            # Connected, but not in time: its end would mean nothing.
+            self._peers.clear()
+        if self._index == 0 and len(found) < self._count - 1:
             print(
-                f"only {found} of {self._count - 1} processes reached port {port} of "
-                "process 0; the end of another is noticed after "
+                f"only {len(found)} of {self._count - 1} processes reached port {port} "
+                "of process 0; the end of another is noticed after "
                 f"{HEARTBEAT_SECONDS} s only",
                 file=sys.stderr,
             )
@@ -238,18 +243,20 @@ class Lifeline:
             watch.start()
 
     def _accept(self, server: socket.socket, token: str) -> None:
-        server.settimeout(_CONNECT_SECONDS)
-        with server, contextlib.suppress(TimeoutError):
+        deadline = time.monotonic() + _CONNECT_SECONDS
+        with server:
             while len(self._peers) < self._count - 1:
-                peer, _ = server.accept()
-                peer.settimeout(_CONNECT_SECONDS)
-                hello = peer.makefile("rb").readline(100).decode(errors="replace")
-                given, _, index = hello.strip().partition(" ")
-                if secrets.compare_digest(given, token) and index.isdecimal():
-                    peer.settimeout(None)
-                    self._peers[int(index)] = peer
-                else:
-                    peer.close()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                server.settimeout(left)
+                with contextlib.suppress(OSError):
+                    peer, _ = server.accept()
+                    index = _greeted_by(peer, token)
+                    if index is None:
+                        peer.close()
+                    else:
+                        self._peers[index] = peer
 
     def _connect(self, hosts: Sequence[str], port: int, token: str) -> None:
         peer = _reach(hosts, port)
@@ -294,6 +301,24 @@ class Lifeline:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
+
+
+def _greeted_by(peer: socket.socket, token: str) -> int | None:
+    """Returns the process that a connection is of.
+
+    None = of something else: a port is found by scanners and health probes too, which
+    say nothing, or anything, or reset the connection.
+    """
+    peer.settimeout(_HELLO_SECONDS)
+    try:
+        hello = peer.makefile("rb").readline(100)
+    except OSError:
+        return None
+    given, _, index = hello.strip().partition(b" ")
+    if not (secrets.compare_digest(given, token.encode()) and index.isdigit()):
+        return None
+    peer.settimeout(None)
+    return int(index)
 
 
 def _own_names() -> list[str]:

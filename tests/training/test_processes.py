@@ -1,5 +1,6 @@
 """Several processes train as one, and end as one."""
 
+from concurrent import futures
 import itertools
 import json
 import os
@@ -8,8 +9,10 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 
 from final_states import final_state
@@ -196,6 +199,71 @@ def test_process_0_is_reached_by_its_address_where_its_name_is_unknown(monkeypat
 
     monkeypatch.setattr(socket, "gethostbyname", unknown)
     assert processes._own_names() == ["pod-0"]
+
+
+@pytest.fixture
+def lifelines(monkeypatch):
+    """Makes the lifelines of two processes, which are threads here."""
+    own, barrier, sent = threading.local(), threading.Barrier(2, timeout=30), []
+    monkeypatch.setattr(jax, "process_index", lambda: own.index)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def make(strangers):
+        """Takes what connects to process 0 before the other one learns its port."""
+
+        def broadcast(value):
+            if own.index == 0:
+                if not sent:
+                    _, port, _ = value
+                    strangers(port)
+                sent.append(value)
+            barrier.wait()
+            said = sent[-1]
+            barrier.wait()
+            return said
+
+        def start(index):
+            own.index = index
+            return processes.Lifeline("127.0.0.1")
+
+        monkeypatch.setattr(processes, "broadcast", broadcast)
+        with futures.ThreadPoolExecutor(2) as pool:
+            return list(pool.map(start, range(2)))
+
+    return make
+
+
+def test_strangers_at_the_port_keep_no_process_from_the_others(lifelines, monkeypatch):
+    monkeypatch.setattr(processes, "_HELLO_SECONDS", 0.2)
+    silent = socket.socket()
+
+    def strangers(port):
+        silent.connect(("127.0.0.1", port))
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"\x16\x03\x01\xff\n")  # a handshake of TLS
+        reset = socket.create_connection(("127.0.0.1", port))
+        no_linger = struct.pack("ii", 1, 0)
+        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+        reset.close()
+
+    with silent:
+        zero, one = lifelines(strangers)
+    assert [*zero._peers] == [1] and [*one._peers] == [0]
+    one.close()
+    zero.close()
+
+
+def test_a_process_that_came_too_late_goes_on_without_a_lifeline(
+    lifelines, monkeypatch, capsys
+):
+    monkeypatch.setattr(processes, "_CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "_HELLO_SECONDS", 0.4)
+    ended = []
+    monkeypatch.setattr(processes, "_leave", ended.append)
+    with socket.socket() as silent:
+        zero, one = lifelines(lambda port: silent.connect(("127.0.0.1", port)))
+    assert zero._peers == one._peers == {} and not ended
+    assert "only 0 of 1 processes reached port" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

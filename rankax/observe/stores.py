@@ -29,6 +29,8 @@ from rankax.data import storage
 # An installed TensorFlow would be asked first, and reads s3:// by a plug-in alone.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
+DRAFT = ".part"  # ends the name of a file that is not whole yet
+
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 _SECONDS_TO_LOCK = 60.0  # by then a new temporary folder is locked by its process
 
@@ -124,9 +126,14 @@ def read_text(path: epath.Path) -> str:
 def write_text(path: epath.Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     if is_on_disk(path):
-        draft = path.with_name(path.name + ".part")
-        draft.write_text(text)
-        os.replace(draft, path)
+        draft = path.with_name(path.name + DRAFT)
+        try:
+            draft.write_text(text)
+            os.replace(draft, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            raise
         return
     with explained(path, "cannot be written"):
         path.write_text(text)

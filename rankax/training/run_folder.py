@@ -24,6 +24,10 @@ LOCK = "lock"  # locked, not only there, while a run trains
 TRAIN, PROGRESSIVE = "train", "progressive"  # what a folder is trained by
 
 
+# What a run that was killed before it had a configuration may leave.
+_BEGUN = {CONFIG + stores.DRAFT}
+
+
 class RunFolderError(Exception):
     """A run folder that cannot be written; the message says why and what to do."""
 
@@ -70,7 +74,7 @@ def claim(
         _check_same(path, config, mode=mode)
         if stores.is_there(folder / RESULT):
             return folder
-    elif stores.is_there(folder) and any(folder.iterdir()):
+    elif stores.is_there(folder) and {p.name for p in folder.iterdir()} - _BEGUN:
         raise ConfigError(
             f"--workdir={folder} holds files but no {CONFIG}, so it is not a run "
             "folder; name a new or empty folder"

@@ -1,6 +1,8 @@
 """Whose a run folder is, also after another version has changed the options."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -54,6 +56,23 @@ def test_a_default_that_another_version_changed_is_told(tmp_path):
     claimed_by_other_version(tmp_path, change)
     with pytest.raises(ConfigError, match=r"num_cross_layers: 9 -> 3"):
         run_folder.claim(str(tmp_path), make_config())
+
+
+def test_a_first_write_that_failed_or_was_killed_leaves_a_new_folder(
+    tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)  # as late as it can be
+        with pytest.raises(OSError, match="No space left"):
+            run_folder.claim(str(tmp_path), make_config())
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "config.json.part").write_text("{")  # of a process that was killed
+    run_folder.claim(str(tmp_path), make_config())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def refuse(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 HOLD = """

@@ -13,8 +13,13 @@ import math
 from rankax.config.base import Config, ConfigError
 from rankax.config.ranges import RangedConfig, option, unused
 
-DENSE_OPTIMIZERS = ("adam", "adamw", "adagrad", "sgd")
-# Row optimizer -> those of its options that not all of them use.
+# Optimizer -> those of its options that not all of its kind use.
+DENSE_OPTIMIZERS = {
+    "adam": ("b1", "b2", "eps"),
+    "adamw": ("b1", "b2", "eps", "weight_decay"),
+    "adagrad": ("eps",),
+    "sgd": (),
+}
 ROW_OPTIMIZERS = {
     "rowwise_adagrad": ("eps", "initial_accumulator"),
     "adagrad": ("eps", "initial_accumulator"),
@@ -282,7 +287,7 @@ class DenseOptimizerConfig(RangedConfig):
         clip_norm: bound of the global gradient norm; 0 = off.
     """
 
-    name: str = option("adam", choices=DENSE_OPTIMIZERS)
+    name: str = option("adam", choices=tuple(DENSE_OPTIMIZERS))
     learning_rate: float = 1e-3
     b1: float = 0.9
     b2: float = 0.999
@@ -293,11 +298,9 @@ class DenseOptimizerConfig(RangedConfig):
     clip_norm: float = 0.0
 
     def problems(self) -> list[str]:
-        """Weight decay of another optimizer."""
-        if self.name == "adamw":
-            return []
-        why = f"is used by 'adamw' only, not {self.name!r}; set l2 or that optimizer"
-        return unused(self, ("weight_decay",), why)
+        """Options of other optimizers, and updates that are not defined."""
+        starts_at = 0.1 if self.name == "adagrad" else 0.0  # as optax has it
+        return _unfit(self, DENSE_OPTIMIZERS, starts_at=starts_at)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -321,21 +324,37 @@ class SparseOptimizerConfig(RangedConfig):
 
     def problems(self) -> list[str]:
         """Options of other optimizers, and updates that are not defined."""
-        own = ROW_OPTIMIZERS[self.name]
-        problems = []
-        for name in sorted({*itertools.chain(*ROW_OPTIMIZERS.values())} - {*own}):
-            users = [each for each, other in ROW_OPTIMIZERS.items() if name in other]
-            why = f"is not used by {self.name!r} but by {', '.join(users)}; set name"
-            problems += unused(self, (name,), why)
-        for name in ("b1", "b2"):
-            if getattr(self, name) >= 1:
-                problems.append(f"{name} = {getattr(self, name)} must be below 1")
-        if "eps" in own and self.eps == 0 and self.initial_accumulator == 0:
-            problems.append(
-                "eps = 0 divides 0 by 0 where a gradient is zero; set it to a small "
-                "positive number"
-            )
-        return problems
+        return _unfit(self, ROW_OPTIMIZERS, starts_at=self.initial_accumulator)
+
+
+def _unfit(
+    config: DenseOptimizerConfig | SparseOptimizerConfig,
+    optimizers: Mapping[str, tuple[str, ...]],
+    *,
+    starts_at: float,
+) -> list[str]:
+    """Lists options of other optimizers, and updates that are not defined.
+
+    Args:
+        config: a section.
+        optimizers: of its kind, and the options of each.
+        starts_at: what the squared gradients are added to.
+    """
+    own = optimizers[config.name]
+    problems = []
+    for name in sorted({*itertools.chain(*optimizers.values())} - {*own}):
+        users = [each for each, other in optimizers.items() if name in other]
+        why = f"is not used by {config.name!r} but by {', '.join(users)}; set name"
+        problems += unused(config, (name,), why)
+    for name in ("b1", "b2"):
+        if getattr(config, name) >= 1:
+            problems.append(f"{name} = {getattr(config, name)} must be below 1")
+    if "eps" in own and config.eps == 0 and starts_at == 0:
+        problems.append(
+            "eps = 0 divides 0 by 0 where a gradient is zero; set it to a small "
+            "positive number"
+        )
+    return problems
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

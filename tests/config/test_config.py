@@ -108,7 +108,17 @@ def change(config, path, value):
             "optimizer.sparse.name = 'adam' is unknown",
         ),
         ({"optimizer.schedule.decay": "cos"}, "did you mean 'cosine'"),
-        ({"optimizer.dense.weight_decay": 0.1}, "used by 'adamw' only"),
+        (
+            {"optimizer.dense.weight_decay": 0.1},
+            "dense.weight_decay = 0.1 is not used by 'adam' but by adamw; set name",
+        ),
+        (
+            {"optimizer.dense.name": "sgd", "optimizer.dense.b1": 0.5},
+            "dense.b1 = 0.5 is not used by 'sgd' but by adam, adamw; set name",
+        ),
+        ({"optimizer.dense.eps": 0}, "dense.eps = 0 divides 0 by 0"),
+        ({"optimizer.dense.b1": 1}, "dense.b1 = 1.0 must be below 1"),
+        ({"optimizer.dense.b2": 1}, "dense.b2 = 1.0 must be below 1"),
         ({"optimizer.schedule.plateau_factor": 1.5}, "must be below 1"),
         ({"optimizer.schedule.final_factor": 0.1}, "no use with decay = 'constant'"),
         ({"eval.top_k": -1}, "eval.top_k = -1 must be at least 0"),

@@ -1,15 +1,18 @@
 """The command line: flags, overrides, advice, exit codes."""
 
+import importlib
 import json
 import os
 import pathlib
 import platform
 import subprocess
 import sys
+import types
 
 import pytest
 
 from rankax import main as program
+from rankax import malloc
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 QUICKSTART = "--config=experiments/quickstart.py"
@@ -171,6 +174,28 @@ def test_help_explains_both_flags():
 def test_advice_names_a_section_when_nothing_is_close():
     text = program._advice("unused", ["--config.zzz=3"])
     assert text.startswith("--config.zzz: no such option")
+
+
+def test_large_blocks_are_kept_where_the_threshold_to_map_them_is_limited(monkeypatch):
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
+
+    def given_to_glibc(largest):
+        taken = {}
+
+        def mallopt(option, value):
+            if option == mmap_threshold and value > largest:
+                return 0
+            taken[option] = value
+            return 1
+
+        library = types.SimpleNamespace(mallopt=mallopt)
+        monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+        importlib.reload(malloc)
+        assert taken[trim_threshold] == -1
+        return taken
+
+    assert given_to_glibc(2**25)[mmap_max] == 0  # version 2.34
+    assert mmap_max not in given_to_glibc(2**31)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from rankax import evaluate, progressive, replay, train
@@ -107,7 +108,9 @@ def test_the_freshness_curve_is_the_mean_over_the_same_windows(whole):
     assert rows[1]["difference"] == pytest.approx(np.mean(difference))
     error = np.std(difference, ddof=1) / (N - 3) ** 0.5
     assert rows[1]["difference_error"] == pytest.approx(error)
+    half = stats.t.ppf(0.975, N - 4) * error  # of the mean of N - 3 windows
     text = (folder / "report.html").read_text()
+    assert f"2 windows late {rows[1]['difference']:+.4f} ± {half:.4f}" in text
     assert "Freshness" in text
     assert "ctr: AUC by staleness" in text
     assert f"{rows[0]['mean']:.4f}" in text

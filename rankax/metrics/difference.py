@@ -52,6 +52,17 @@ class Difference:
         return int(self.low > 0) - int(self.high < 0)
 
 
+def half_width(error: float, freedom: float, *, level: float = LEVEL) -> float:
+    """Returns half the width of the t interval of a mean.
+
+    Args:
+        error: standard error of the mean.
+        freedom: degrees of freedom of the error; n - 1 for the mean of n values.
+        level: coverage of the interval.
+    """
+    return float(stats.t.ppf((1 + level) / 2, freedom)) * error
+
+
 def over_seeds(
     values: np.ndarray, baseline: np.ndarray, *, paired: bool, level: float = LEVEL
 ) -> Difference:
@@ -83,7 +94,7 @@ def over_seeds(
         )
         freedom = sum(parts) ** 2 / below if below else 1.0
         method = f"Welch t, {len(values)} and {len(baseline)} seeds"
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    half = half_width(error, float(freedom), level=level)
     return Difference(value=value, low=value - half, high=value + half, method=method)
 
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from rankax.metrics import task_metrics
+from rankax.metrics import difference, task_metrics
 
 # Stand-in -> CSS variable; any colours that matplotlib would not use by itself.
 _COLOURS = {
@@ -129,15 +129,16 @@ def freshness(rows: Sequence[dict[str, Any]]) -> str:
     """Returns a metric against the staleness of the model.
 
     Args:
-        rows: of one metric, ascending in staleness: "staleness", "mean" and
-            "difference_error", the standard error of the difference to the first.
+        rows: of one metric, ascending in staleness: "staleness", "mean",
+            "difference_error", the standard error of the difference to the first, and
+            "windows", their number.
     """
     x = np.array([row["staleness"] for row in rows])
     y = np.array([row["mean"] for row in rows])
-    error = 1.96 * np.array([row["difference_error"] or 0.0 for row in rows])
+    half = np.array([freshness_half_width(row) or 0.0 for row in rows])
 
     def draw(axes: Axes) -> None:
-        axes.vlines(x, y - error, y + error, color=_MUTED, linewidth=1.2)
+        axes.vlines(x, y - half, y + half, color=_MUTED, linewidth=1.2)
         axes.plot(x, y, color=_FIRST, marker="o", markersize=4.5)
         axes.axhline(y[0], color=_LINE, linewidth=1.2, dashes=(4, 3))
         axes.xaxis.set_major_locator(ticker.FixedLocator(x.tolist()))
@@ -147,6 +148,12 @@ def freshness(rows: Sequence[dict[str, Any]]) -> str:
             _note(axes, f"{y[i] - y[0]:+.4f}", x[i], y[i], _INK)
 
     return _figure(draw, x_label="windows that the model is behind")
+
+
+def freshness_half_width(row: dict[str, Any]) -> float | None:
+    """Returns half the 95 % t interval of a row's difference; None for one window."""
+    error = row["difference_error"]
+    return None if error is None else difference.half_width(error, row["windows"] - 1)
 
 
 def windows(lines: Lines, metric: str, staleness: Sequence[int]) -> str:

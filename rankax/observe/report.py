@@ -206,8 +206,8 @@ def _freshness_verdicts(result: Mapping[str, Any]) -> Iterator[str]:
             continue
         text = f"AUC of the next window <b>{rows[0]['mean']:.4f}</b>"
         for row in rows[1:]:
-            error = row["difference_error"]
-            spread = "" if error is None else f" ± {1.96 * error:.4f}"
+            half = figures.freshness_half_width(row)
+            spread = "" if half is None else f" ± {half:.4f}"
             late = "window" if row["staleness"] == 1 else "windows"
             text += f"; {row['staleness']} {late} late {row['difference']:+.4f}{spread}"
         yield f"<p><b>{escape(task)}</b>: {text}.</p>"
@@ -497,8 +497,8 @@ footer { margin-top: 40px; font-size: 13px; }
 _NOTE = """Intervals of the AUC hold the choice of the test examples; they do not hold
 the spread between seeds, which <code>python -m rankax.compare</code> shows."""
 _FRESHNESS_NOTE = """A model that is s windows behind was published s windows too late.
-Bars and ± are 95 % intervals of the difference to the freshest model over windows; they
-do not hold the spread between seeds."""
+Bars and ± are 95 % t intervals of the difference to the freshest model over windows, as
+if windows were independent; they do not hold the spread between seeds."""
 
 PAGE = string.Template(
     """<!doctype html>

@@ -42,6 +42,19 @@ def test_smoothing_keeps_a_constant_and_steps_over_gaps():
     assert ramp[1] == pytest.approx((2 / 3 * 0 + 1) / (2 / 3 + 1))
 
 
+@pytest.mark.parametrize("num", [2, 10])
+def test_intervals_of_freshness_hold_the_truth_at_their_rate(num):
+    """Of normal differences; 1.96 standard errors of 2 windows hold it at 70 %."""
+    differences = np.random.default_rng(0).normal(-0.01, 0.02, (4_000, num))
+    errors = differences.std(axis=1, ddof=1) / num**0.5
+    rows = [{"difference_error": error, "windows": num} for error in errors]
+    half = np.array([figures.freshness_half_width(row) for row in rows])
+    covered = np.abs(differences.mean(axis=1) + 0.01) <= half
+    assert covered.mean() == pytest.approx(0.95, abs=0.012)
+    one = {"difference_error": None, "windows": 1}
+    assert figures.freshness_half_width(one) is None
+
+
 @pytest.mark.parametrize("clicks", [0, 3, 50])
 def test_wilson_interval_equals_scipy(clicks):
     low, high = figures.wilson(np.array([clicks / 50]), np.array([50.0]))

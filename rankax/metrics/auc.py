@@ -16,8 +16,10 @@ _SHIFT = 12
 _HALF = 0x3F000000 >> _SHIFT  # bits of 0.5
 NUM_BINS = 2 * _HALF + 1
 
-# Resampling does not need more groups than this: their ties move the AUC by less than
-# 1e-6, which is far below the width of any interval.
+# Resampling does not need more groups than this. Bins are merged by their shares of
+# both classes, so that a group has about 2/4096 of each at most and rare positives do
+# not tie with many negatives: the ties move the AUC by some 1e-6, far below the width
+# of the interval of so many positives.
 _BOOTSTRAP_GROUPS = 4096
 
 
@@ -90,7 +92,13 @@ class AucHistogram:
         totals = sums.sum(axis=1)
         if not totals.all():
             return float("nan"), float("nan")
-        starts = equal_mass_starts(sums.sum(axis=0), _BOOTSTRAP_GROUPS)
+        # Neighbours of one class may become one group at no loss, others stay apart.
+        is_mixed = sums.all(axis=0)
+        kind = np.where(is_mixed, np.arange(len(filled)), np.where(sums[0], -1, -2))
+        starts = run_starts(kind)
+        if len(starts) > _BOOTSTRAP_GROUPS:
+            shares = (sums / totals[:, None]).sum(axis=0)
+            starts = equal_mass_starts(shares, _BOOTSTRAP_GROUPS)
         sums = np.add.reduceat(sums, starts, axis=1)
         scale = (self._squares / totals)[:, None]
         rng = np.random.default_rng(seed)

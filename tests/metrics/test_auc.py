@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from rankax.metrics import auc, binary
+from rankax.metrics import auc, binary, bootstrap
 
 
 def clicks(num, *, seed=0, mean=-3.5, spread=1.0, slope=1.0, tied=False):
@@ -149,6 +149,27 @@ def test_bootstrap_interval_of_unequal_weights_agrees_with_resampling_examples()
     low, high = histogram(probability, label, weight).interval(num_replicates=1_000)
     expected = np.quantile(direct, (0.025, 0.975))
     assert (low, high) == pytest.approx(expected, abs=0.1 * np.ptp(expected))
+
+
+@pytest.mark.parametrize(
+    ("num_positives", "shift"), [(100, 20.0), (100, 2.0), (20_000, 6.0), (20_000, 1.0)]
+)
+def test_bootstrap_interval_of_rare_positives_agrees_with_resampling_examples(
+    num_positives, shift
+):
+    """Perfect, good and nearly perfect rankings; more and fewer runs than groups."""
+    num = 400_000
+    rng = np.random.default_rng(4)
+    label = (np.arange(num) < num_positives).astype(np.int8)
+    logit = rng.normal(-5, 1, num) + shift * label
+    probability = (1 / (1 + np.exp(-logit.clip(-30, 12)))).astype(np.float32)
+    state = histogram(probability, label)
+    low, high = state.interval(num_replicates=400)
+    assert low <= state.value <= high
+    area = bootstrap.ResampledAuc(probability, label, np.ones(num))
+    direct = [area(counts) for counts in bootstrap.Resamples(num, num=200)]
+    expected = np.quantile(direct, (0.025, 0.975))
+    assert (low, high) == pytest.approx(expected, abs=0.2 * np.ptp(expected) + 1e-15)
 
 
 def test_interval_is_the_same_every_time():

@@ -76,6 +76,19 @@ class AucHistogram:
         pairs = negatives.sum() * positives.sum()
         return float(0.5 * (negatives @ positives) / pairs) if pairs else float("nan")
 
+    @property
+    def draw_weights(self) -> np.ndarray:
+        """Weights c = Σw² / Σw [2] of negatives and positives.
+
+        The examples of a class vary about like Σw / c draws of weight c: right if
+        weights do not depend on the probability within a class. A class without
+        examples gets that of the other.
+        """
+        totals = self.weight_sums.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            weights = self._squares / totals
+        return np.where(totals > 0, weights, weights[::-1])
+
     def interval(
         self, level: float = 0.95, *, num_replicates: int = 200, seed: int = 0
     ) -> tuple[float, float]:
@@ -83,9 +96,8 @@ class AucHistogram:
 
         Each replicate gives every example a Poisson(1) multiplicity; sums of those are
         Poisson again, so bins are resampled instead of examples. Weighted examples
-        count as Σw / c draws of weight c = Σw² / Σw of their class: right if weights
-        do not depend on the probability within a class. It covers the choice of test
-        examples as if they were independent, not the seed of the training.
+        count as draws of `draw_weights`. It covers the choice of test examples as if
+        they were independent, not the seed of the training.
         """
         filled = np.flatnonzero(self.weight_sums.any(axis=0))
         sums = self.weight_sums[:, filled]
@@ -100,7 +112,7 @@ class AucHistogram:
             shares = (sums / totals[:, None]).sum(axis=0)
             starts = equal_mass_starts(shares, _BOOTSTRAP_GROUPS)
         sums = np.add.reduceat(sums, starts, axis=1)
-        scale = (self._squares / totals)[:, None]
+        scale = self.draw_weights[:, None]
         rng = np.random.default_rng(seed)
         replicates = np.array(
             [_area(*(rng.poisson(sums / scale) * scale)) for _ in range(num_replicates)]

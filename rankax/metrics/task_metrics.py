@@ -189,5 +189,5 @@ class TaskMetrics:
         return result
 
     def calibration_table(self) -> list[list[float]]:
-        """Returns [mean predicted, observed rate, weight] of 20 equal-mass bins."""
+        """Returns `calibration.table` as lists."""
         return [list(row) for row in calibration.table(self._histogram)]

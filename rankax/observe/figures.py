@@ -187,9 +187,11 @@ def calibration(table: Sequence[Sequence[float]]) -> str:
     """Returns observed against predicted rates with 95 % Wilson intervals.
 
     Args:
-        table: [mean predicted, observed, count] of each bin.
+        table: [mean predicted, observed, weight, count] of each bin; results of older
+            versions lack the count, and their weight is taken for it.
     """
-    predicted, observed, count = np.array(table, np.float64).reshape(-1, 3).T
+    columns = np.array(table, np.float64).T
+    predicted, observed, count = columns[0], columns[1], columns[-1]
     low, high = wilson(observed, count)
     # Click rates spread over decades: equal steps would pile all bins in a corner.
     logarithmic = bool(predicted.max() > 20 * predicted.min() > 0)

@@ -33,7 +33,7 @@ class Evaluation:
     Attributes:
         metrics: "<task>/<metric>" -> value, with "mean/<metric>" if that is what
             `eval.metric` selects by.
-        calibration: task -> rows of [mean predicted, observed rate, weight].
+        calibration: task -> rows of `rankax.metrics.calibration.table`.
         slices: task -> rows of `SliceMetrics.result`; {} without slices.
         tables: what each table was asked for (`rankax.embeddings.counters`).
     """

@@ -93,11 +93,11 @@ def test_calibration_table_equals_sorting_and_cutting():
     table = calibration.table(histogram)
     assert len(table) == 20
     cuts = np.searchsorted(mass, np.linspace(0, mass[-1], 21))
-    for (predicted, observed, count), lo, hi in zip(
+    for (predicted, observed, mass_of_bin, _), lo, hi in zip(
         table, cuts[:-1], cuts[1:], strict=True
     ):
         own = order[lo:hi]
-        assert count == pytest.approx(mass[-1] / 20, rel=0.02)
+        assert mass_of_bin == pytest.approx(mass[-1] / 20, rel=0.02)
         assert predicted == pytest.approx(
             np.average(p[own], weights=weight[own]), rel=0.02
         )
@@ -111,6 +111,32 @@ def test_calibration_table_keeps_equal_scores_together():
     histogram = auc.AucHistogram()
     histogram.update(np.r_[np.full(90, 0.25), np.full(10, 0.75)], np.tile([0, 1], 50))
     (low, high) = calibration.table(histogram)
-    assert low == pytest.approx((0.25, 0.5, 90), rel=2**-11)
-    assert high == pytest.approx((0.75, 0.5, 10), rel=2**-11)
+    assert low == pytest.approx((0.25, 0.5, 90, 90), rel=2**-11)
+    assert high == pytest.approx((0.75, 0.5, 10, 10), rel=2**-11)
     assert calibration.table(auc.AucHistogram()) == []
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (0.01, 0.01), (100, 100), (20, 2)])
+def test_counts_of_calibration_bins_tell_how_sure_the_observed_rate_is(weights):
+    """Against the spread of the rate over resamples of the examples of a bin."""
+    rng = np.random.default_rng(0)
+    num = 4_000
+    label = rng.random(num) < 0.2
+    weight = np.where(label, weights[1], weights[0]) * rng.uniform(0.5, 1.5, num)
+    histogram = auc.AucHistogram()
+    histogram.update(np.full(num, 0.2, np.float32), label, weight)
+    ((_, observed, mass, count),) = calibration.table(histogram)
+    assert mass == pytest.approx(weight.sum())
+    drawn = weight * rng.poisson(1, (2_000, num))
+    rates = drawn @ label / drawn.sum(axis=1)
+    assert np.sqrt(observed * (1 - observed) / count) == pytest.approx(
+        rates.std(), rel=0.05
+    )
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_calibration_bins_of_one_class_have_counts(label):
+    histogram = auc.AucHistogram()
+    histogram.update(np.full(50, 0.25), np.full(50, label), np.full(50, 3.0))
+    ((_, observed, mass, count),) = calibration.table(histogram)
+    assert (observed, mass, count) == pytest.approx((label, 150, 50))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rankax.metrics import auc, calibration
 from rankax.observe import figures
 
 LINES = [
@@ -69,10 +70,23 @@ def test_wilson_interval_equals_scipy(clicks):
         [[0.1, 0.12, 50], [0.3, 0.25, 50]],
         [[0.001, 0.0, 5_000], [0.02, 0.03, 5_000], [0.4, 0.5, 5_000]],
         [[0.5, 1.0, 1]],
+        [[0.1, 0.12, 50, 40], [0.3, 0.25, 50, 40]],
     ],
 )
 def test_calibration_of_any_rates_can_be_drawn(table):
     assert "mean predicted probability" in figures.calibration(table)
+
+
+def test_intervals_of_calibration_are_as_wide_whatever_the_unit_of_weights():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.02, 0.3, 2_000).astype(np.float32)
+    label = rng.random(2_000) < p
+    drawn = set()
+    for weight in (1.0, 0.0625, 64.0):
+        histogram = auc.AucHistogram()
+        histogram.update(p, label, np.full(2_000, weight))
+        drawn.add(figures.calibration(calibration.table(histogram)))
+    assert len(drawn) == 1
 
 
 def test_interval_bar_is_to_scale():

@@ -232,6 +232,20 @@ def test_ratio_of_slopes_and_its_interval():
         curve.slope_ratio(_fit(forms.POWER_CONST, _noisy(5, 1, 0, 0)), fits[0])
 
 
+def test_interval_of_a_ratio_is_that_of_all_pairs_of_replicates():
+    """Both fits are of one seed, and happen to have the same residuals."""
+    x = np.geomspace(1, 100, 6).repeat(3)
+    noise = 1e-3 * np.random.default_rng(0).standard_normal(18)
+    first, second = (
+        _fit(forms.LOGLINEAR, curve.Points(x=x, y=1 - b * np.log(x) + noise), 1e-3, 500)
+        for b in (0.002, 0.004)
+    )
+    ratio = curve.slope_ratio(first, second)
+    pairs = first.draws[:, None, 1] / second.draws[None, :, 1]
+    low, high = np.percentile(pairs, [5, 95])
+    assert (ratio.p5, ratio.p95) == pytest.approx((low, high), abs=0.07 * (high - low))
+
+
 def test_same_seed_gives_the_same_intervals():
     points = _noisy(5, 3, 1e-4, 0)
     first, again, other = (

@@ -4,7 +4,7 @@ python -m rankax.main --config=experiments/quickstart.py --workdir=runs/quicksta
 
 Another model: --config=experiments/quickstart.py:dcnv2 (lr, fm, dnn, deepfm, dlrm, dcnv2,
 mc_mlcc), or dcnv2-din, dcnv2-none for another use of the histories than their mean.
-Every model has the same data, batches, optimizer and schedule; scores: README.md.
+Every model has the same data, batches, optimizer and schedule; scores: docs/results.md.
 """
 
 from experiments import arguments

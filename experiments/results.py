@@ -1,10 +1,11 @@
 """The rows of finished runs in `results.jsonl`, and the table made of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import contextlib
 import dataclasses
 import datetime
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -194,10 +195,29 @@ def table(
         found.append(cells)
     if not found:
         return "no model has all of its trials yet"
-    header = max(map(list, found), key=len)  # a model without seeds has fewer columns
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    lines += [[cells.get(name, "–") for name in header] for cells in found]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    # A model without seeds has fewer columns.
+    return _markdown(max(map(list, found), key=len), found)
+
+
+def overview(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Returns a Markdown table of models by sets: the spread of each model's scores.
+
+    Args:
+        scores: set -> model -> a score a seed.
+    """
+    models = list(dict.fromkeys(itertools.chain.from_iterable(scores.values())))
+    lines = [
+        {"model": model}
+        | {name: _spread(of[model]) for name, of in scores.items() if model in of}
+        for model in models
+    ]
+    return _markdown(["model", *scores], lines)
+
+
+def _markdown(header: Sequence[str], lines: Iterable[Mapping[str, str]]) -> str:
+    cells = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    cells += [[line.get(name, "–") for name in header] for line in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _spread(values: Sequence[float]) -> str:

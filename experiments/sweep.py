@@ -3,6 +3,7 @@ r"""Runs every model on every set: four trials, validation chooses, three seeds,
 python -m experiments.sweep --sets=frappe_x1,kuairand --models=dnn,dcnv2 --runs=runs/sweep
 python -m experiments.sweep --plan               # what is done, what is left, how long
 python -m experiments.sweep --table=frappe_x1    # Markdown, from results.jsonl
+python -m experiments.sweep --table=frappe_x1,kuairand    # both beside each other
 
 Trials (`experiments/spaces.py`) have seed 0 and leave the test split unread. The one
 that validation likes best goes on in its folder and reads it; seeds 1 and 2 follow.
@@ -72,6 +73,20 @@ def table(name: str, models: Sequence[str] = (), file: pathlib.Path = RESULTS) -
     return results.table(found, dict(SETS[name].published))
 
 
+def overview(sets: Sequence[str], models: Sequence[str], file: pathlib.Path) -> str:
+    """Returns the Markdown table of models by sets: the test score of every seed.
+
+    The score is the metric by which validation chose.
+    """
+    scores: dict[str, dict[str, list[float]]] = {}
+    for name in sets:
+        for model, trial, seeds in chosen(name, models, file):
+            title = f"{name} {trial['metric']}"
+            found = [row["test"][trial["metric"]] for _, row in seeds]
+            scores.setdefault(title, {}).update({model: found} if found else {})
+    return results.overview(scores)
+
+
 def folders(
     name: str, models: Sequence[str], file: pathlib.Path, runs: pathlib.Path
 ) -> list[str]:
@@ -111,18 +126,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--retry", action="store_true", help="run again what failed")
     parser.add_argument("--plan", action="store_true", help="tell, run nothing")
-    parser.add_argument("--table", default="", metavar="SET", help="print its table")
+    parser.add_argument(
+        "--table",
+        default="",
+        metavar="SET[,SET]",
+        help="print its table, or one of the test scores on all of them",
+    )
     parser.add_argument(
         "--folders", default="", metavar="SET", help="print those of its finished seeds"
     )
     flags = parser.parse_args(arguments)
     sets = flags.sets.split(",")
     models = [model for model in flags.models.split(",") if model]
-    for name in [*sets, *filter(None, [flags.table, flags.folders])]:
+    tables = flags.table.split(",") if flags.table else []
+    for name in [*sets, *tables, *filter(None, [flags.folders])]:
         if name not in SETS:
             parser.error(f"no set {name!r}; {suggest(name, tuple(SETS))}")
-    if flags.table:
-        print(table(flags.table, models, flags.results))
+    if len(tables) > 1:
+        print(overview(tables, models, flags.results))
+        return
+    if tables:
+        print(table(*tables, models, flags.results))
         return
     if flags.folders:
         print("\n".join(folders(flags.folders, models, flags.results, flags.runs)))

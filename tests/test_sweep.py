@@ -411,6 +411,20 @@ def test_the_table_is_made_of_the_rows(tmp_path, fake):
     assert f"{0.71:.4f} ± {np.std([0.70, 0.72], ddof=1):.4f}" in dcnv2  # two seeds
 
 
+def test_tables_of_several_sets_stand_beside_each_other():
+    scores = {
+        "a ctr/auc": {"dnn": [0.70, 0.71, 0.72], "lr": [0.6]},
+        "b mean/auc": {"fm": [0.5, 0.7], "lr": [0.65, 0.65]},
+    }
+    assert results.overview(scores).split("\n") == [
+        "| model | a ctr/auc | b mean/auc |",
+        "| --- | ---: | ---: |",
+        "| dnn | 0.7100 ± 0.0100 | – |",
+        "| lr | 0.6000 | 0.6500 ± 0.0000 |",
+        "| fm | – | 0.6000 ± 0.1414 |",
+    ]
+
+
 def test_the_plan_tells_what_is_left_and_how_long(tmp_path, fake):
     fake.stop_at = "dnn/trial-3"
     driver(tmp_path).run()
@@ -451,6 +465,14 @@ def test_every_set_chooses_by_an_auc():
     for each in SETS.values():
         assert each.overrides.get("eval.metric", "mean/auc").endswith("/auc")
     assert SETS["kuairand"].overrides["eval.metric"] == "mean/auc"
+
+
+def test_readme_has_the_scores_of_the_rows(capsys):
+    sets = ",".join(name for name in SETS if name != "made_up")
+    sweep.main([f"--table={sets}"])
+    readme = (drivers.ROOT / "README.md").read_text()
+    assert f"--table={sets}`" in readme
+    assert capsys.readouterr().out in readme
 
 
 def test_the_hard_synthetic_world_differs_from_the_plain_one():

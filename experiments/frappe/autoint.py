@@ -1,5 +1,5 @@
 r"""AutoInt on Frappe_x1. Published test AUC: 0.9831, AutoInt+ 0.9848 (BARS, best runs).
-Ours: not run yet.
+Ours: the sweep is not finished.
 
 python -m rankax.main --config=experiments/frappe/autoint.py --workdir=runs/frappe/autoint-0
 python -m rankax.main --config=experiments/frappe/autoint.py:plus --workdir=runs/frappe/autoint_plus-0

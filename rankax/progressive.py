@@ -156,6 +156,7 @@ class _Run:
             f"device(s), {len(self._windows)} windows, {self._ends[-1]:,} steps"
         )
         stores.write_text(self._folder / run_folder.TABLES, f"{steps.engine.plan}\n")
+        self._setup.keep_quarantine(self._folder)
         checkpoints = Checkpoints(
             self._folder / run_folder.CHECKPOINTS, config.checkpoint
         )
@@ -402,7 +403,7 @@ class _Run:
                 rows=self._rows,
                 console=self._console,
             )
-        elif publisher.published.step != self._step:
+        elif publisher.published.step < self._step:  # a run may have gone back
             begin = time.monotonic()
             delta = publisher.publish(
                 self._steps,

@@ -113,8 +113,8 @@ def _train(
     console.message(str(steps.engine))
     if is_first:
         stores.write_text(folder / run_folder.TABLES, f"{steps.engine.plan}\n")
-    if is_first and setup.quarantined:  # later starts keep to it
-        run_folder.write_json(folder / run_folder.QUARANTINE, setup.quarantined)
+    if is_first:
+        setup.keep_quarantine(folder)
 
     # ------------------------------------------------ start or continue
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint)

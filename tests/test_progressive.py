@@ -10,8 +10,9 @@ from sklearn import metrics as sklearn_metrics
 
 from rankax import evaluate, progressive, replay, train
 from rankax.config.base import ConfigError
-from rankax.config.experiment import ExperimentConfig
+from rankax.config.experiment import ExperimentConfig, ParquetConfig
 from rankax.config.synthetic import SyntheticConfig
+from rankax.data import synthetic
 from rankax.data.errors import DataError
 from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
@@ -251,6 +252,17 @@ def test_a_run_of_the_trainer_is_refused(tmp_path):
     shutil.rmtree(tmp_path / "run/checkpoints")
     with pytest.raises(ConfigError, match=refusal):
         progressive.progressive(config, str(tmp_path / "run"))
+
+
+def test_what_is_left_out_stays_so(tmp_path):
+    config = make_config(report=False)
+    synthetic.write(config.data.source, tmp_path / "data")
+    config.data.source = ParquetConfig(path=str(tmp_path / "data"))
+    config.data.quarantine = 0.5
+    (tmp_path / "data/train/00009.parquet").touch()
+    progressive.progressive(config, str(tmp_path / "run"))
+    (entry,) = json.loads((tmp_path / "run/quarantine.json").read_text())["train"]
+    assert entry["file"] == "00009.parquet"
 
 
 def test_a_bundle_that_is_exported_anew_is_followed(whole, tmp_path):

@@ -5,6 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
+from etils import epath
 import jax
 from jax.sharding import Mesh
 import numpy as np
@@ -102,6 +103,11 @@ class Setup:
             name: [dataclasses.asdict(entry) for entry in own]
             for name, own in self.left_out.items()
         }
+
+    def keep_quarantine(self, folder: epath.Path) -> None:
+        """Writes what is left out into the run folder; later starts keep to it."""
+        if self.quarantined:
+            run_folder.write_json(folder / run_folder.QUARANTINE, self.quarantined)
 
     @property
     def num_rows_left_out(self) -> int:

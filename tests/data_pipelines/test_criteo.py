@@ -285,7 +285,7 @@ def test_a_missing_file_is_told_with_what_is_there(raw, tmp_path):
     [
         (0, "2", "label is '2', expected 0 or 1"),
         (0, "", "label is '', expected 0 or 1"),
-        (3, "1.5", "I3 is '1.5', expected an integer"),
+        (3, "1.5", "I3 is '1.5', expected an integer of 64 bits"),
         (20, "68fd1e6", "C7 is '68fd1e6', expected a hex code of 8 digits"),
         (20, "68fd1e6z", "C7 is '68fd1e6z', expected a hex code of 8 digits"),
         (20, "68fd1e64\t1", "41 fields, expected 40"),

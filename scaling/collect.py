@@ -7,6 +7,7 @@ python -m scaling.collect synthetic                       # checks the rows agai
 this at its end; with --runs the file is made anew from the folders.
 """
 
+import argparse
 from collections.abc import Iterable, Sequence
 import itertools
 import json
@@ -187,6 +188,15 @@ def collect(
     return rows
 
 
+def allowed(parser: argparse.ArgumentParser, text: str) -> list[str]:
+    """Returns the columns that --allow names, or ends the program."""
+    names = [name for name in text.split(",") if name]
+    for name in names:
+        if name not in COMMON:
+            parser.error(f"--allow: {name!r} is none of {', '.join(COMMON)}")
+    return names
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     parser = study_parser("scaling.collect", __doc__)
@@ -195,10 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--allow", default="", help=f"what may differ, of {', '.join(COMMON)}"
     )
     flags = parser.parse_args(arguments)
-    allow = [name for name in flags.allow.split(",") if name]
-    for name in allow:
-        if name not in COMMON:
-            parser.error(f"--allow: {name!r} is none of {', '.join(COMMON)}")
+    allow = allowed(parser, flags.allow)
     try:
         study, folder = load(flags.study)
         study = study.at(flags.datasets)

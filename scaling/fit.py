@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from rankax.config.base import suggest
 from scaling import curve, forms, noise
 from scaling import rows as rows_lib
 from scaling.curve import Fit, Points
@@ -767,6 +768,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = rows_lib.read(flags.folder)
     except FileNotFoundError as error:
         parser.error(str(error))
+    sizes = sorted({"/".join(rows_lib.size_key(row)) for row in rows})
+    if flags.baseline and flags.baseline not in sizes:
+        parser.error(
+            f"--baseline: no size {flags.baseline!r}; {suggest(flags.baseline, sizes)}"
+        )
     fits = fit_study(
         rows,
         metrics=metrics,

@@ -23,7 +23,7 @@ from experiments.results import Results
 from rankax.config.base import ConfigError
 from rankax.data.errors import DataError
 from scaling import runs as scaling_runs
-from scaling.collect import FILE_NAME, MixedRowsError, collect
+from scaling.collect import FILE_NAME, MixedRowsError, allowed, collect
 from scaling.runs import COLUMNS, LadderGroup
 from scaling.study import Study, load
 from scaling.study import parser as study_parser
@@ -139,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="of one run, for --dry_run: peak × MFU (default %(default)g)",
     )
     flags = parser.parse_args(arguments)
+    allow = allowed(parser, flags.allow)
     try:
         study, folder = load(flags.study)
         names = [ladder.name for ladder in study.ladders]
@@ -173,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
         is_whole = driver.run()
-        rows = collect(study, folder, allow=flags.allow.split(","))
+        rows = collect(study, folder, allow=allow)
     except (ConfigError, DataError, MixedRowsError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(f"{folder / FILE_NAME}: {len(rows)} rows")

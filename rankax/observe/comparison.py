@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rankax.observe.console import amount
+
 NONE = "–"
 
 
@@ -104,12 +106,7 @@ def _parameters(row: dict[str, Any]) -> str:
 
 
 def _count(number: float | None) -> str:
-    if number is None:
-        return NONE
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g} {unit}"
-    return f"{number:g}"
+    return NONE if number is None else amount(number)
 
 
 def _notes(comparison: dict[str, Any]) -> list[str]:

@@ -148,6 +148,14 @@ class Track:
             self._bar = None
 
 
+def amount(number: float) -> str:
+    """Returns a number in three digits, as in "1.23 M"; one below 1,000 as it is."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * limit:  # which three digits round up
+            return f"{number / limit:.3g} {unit}"
+    return f"{number:g}"
+
+
 def clock(seconds: float) -> str:
     """Returns a duration as "m:ss" or "h:mm:ss"."""
     minutes, rest = divmod(round(seconds), 60)

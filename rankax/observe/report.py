@@ -15,7 +15,7 @@ from etils import epath
 from rankax.config.base import defaults_of
 from rankax.metrics.task_metrics import MEAN
 from rankax.observe import figures, slice_tables, stores, table_counters
-from rankax.observe.console import clock
+from rankax.observe.console import amount, clock
 from rankax.observe.writers import read_metrics
 
 FILE_NAME = "report.html"
@@ -127,7 +127,7 @@ def _facts(result: Mapping[str, Any]) -> str:
     facts = [
         f"{_model(result)} on {result['dataset']}",
         f"{result['step']:,} steps ({result['epoch']:.2f} epochs)",
-        f"{_amount(result['examples_seen'])} examples",
+        f"{amount(result['examples_seen'])} examples",
         f"seed {result['seed']}",
         f"config {result['config_hash']}",
     ]
@@ -179,9 +179,9 @@ def _tiles(result: Mapping[str, Any]) -> Iterator[str]:
     )
     yield _tile(
         "parameters",
-        _amount(result["num_dense_parameters"] + result["num_table_parameters"]),
-        f"{_amount(result['num_dense_parameters'])} dense, "
-        f"{_amount(result['num_table_parameters'])} in tables",
+        amount(result["num_dense_parameters"] + result["num_table_parameters"]),
+        f"{amount(result['num_dense_parameters'])} dense, "
+        f"{amount(result['num_table_parameters'])} in tables",
     )
 
 
@@ -414,13 +414,6 @@ def _number(value: float | None, name: str = "") -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if name.startswith("num_") else f"{value:.4f}"
-
-
-def _amount(number: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g} {unit}"
-    return f"{number:,.0f}"
 
 
 def _json(value: Any) -> str:

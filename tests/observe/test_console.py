@@ -87,3 +87,18 @@ def test_quiet_process_prints_nothing():
 )
 def test_clock(seconds, text):
     assert console.clock(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1234, "1.23 k"),
+        (999_499, "999 k"),
+        (999_600, "1 M"),
+        (2.5e9, "2.5 G"),
+    ],
+)
+def test_amount(number, text):
+    assert console.amount(number) == text

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import made_up_study
 import numpy as np
@@ -278,8 +279,10 @@ def test_held_out_interval_holds_what_is_measured_nine_times_in_ten():
 
 
 def test_command_refuses_what_it_does_not_know(tmp_path, capsys):
+    study = str(pathlib.Path(fit.__file__).parent / "studies/kuairand")
     for arguments, message in (
         ([str(tmp_path)], "no runs.jsonl"),
+        ([study, "--baseline=dnn/width/h46"], "no size 'dnn/width/h46'; did you mean"),
         ([str(tmp_path), "--metrics=ndcg"], "no metric 'ndcg'; there are logloss"),
         ([str(tmp_path), "--replicates=0"], "intervals need 1 at least"),
     ):

@@ -413,6 +413,8 @@ def test_the_commands_of_the_page_lead_from_ladders_to_a_report(
     _, folder = make(tmp_path / "toy", of=sizes.replace('{"h2"', '{"h4": (0, 1), "h2"'))
     name = f"{folder}/"
     page = (drivers.ROOT / "docs/scaling.md").read_text()
+    with pytest.raises(SystemExit):
+        sweep.main([name, f"--runs={tmp_path / 'runs'}", "--allow=git-sha"])
     sweep.main([name, f"--runs={tmp_path / 'runs'}", "--allow=git_sha"])
     for module, arguments in (
         (ladders, [name]),

@@ -355,6 +355,19 @@ def test_predictions_of_another_checkpoint_are_refused(predicted):
     assert "not of one checkpoint" in message and "--mode=evaluate" in message
 
 
+def test_a_loss_that_probabilities_do_not_tell_is_left_to_the_seeds(predicted):
+    path = predicted[2] / "predictions.parquet"
+    rows = pq.read_table(path)
+    wrong = np.flatnonzero(rows["ctr/label"].to_numpy() == 0)[:7]
+    probability = rows["ctr/probability"].to_numpy().copy()
+    probability[wrong] = 1
+    place = rows.column_names.index("ctr/probability")
+    pq.write_table(rows.set_column(place, "ctr/probability", [probability]), path)
+    message = failure(*predicted, "--metric=ctr/log_loss")
+    assert "7 probabilities are exactly 0 or 1 and wrong" in message
+    assert "--resample=seeds" in message
+
+
 def test_a_run_that_has_not_read_its_test_split_is_refused(runs):
     edit_result(runs[1], metrics={})
     message = failure(*runs)

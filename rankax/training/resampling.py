@@ -139,6 +139,14 @@ def _statistic(
     # last bits, and rounded probabilities in the loss, is less than the rest.
     allowed = 1e-4 + result.get(f"{task}/{name}_bound", 0.0) + 1e-3 * expected
     if not abs(found - expected) <= allowed:
+        lost = int(np.sum(own.probability[task] == 1 - own.label[task]))
+        if lost and name in ("log_loss", "normalized_entropy"):
+            raise PredictionsError(
+                f"{folder}/{predictions.FILE_NAME} gives {task}/{name} {found:.6f}, "
+                f"result.json says {expected:.6f}: {lost} probabilities are exactly 0 "
+                "or 1 and wrong, which does not tell how wrong; compare over seeds, "
+                "by --resample=seeds, or another metric"
+            )
         raise PredictionsError(
             f"{folder}/{predictions.FILE_NAME} gives {task}/{name} {found:.6f}, but "
             f"result.json says {expected:.6f}: they are not of one checkpoint; write "

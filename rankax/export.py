@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from rankax.config.base import ConfigError
 from rankax.config.experiment import ExperimentConfig
-from rankax.data import packing
+from rankax.data import packing, storage
 from rankax.data.schema import Schema
 from rankax.metrics import auc, binary
 from rankax.observe import stores
@@ -147,7 +147,8 @@ def write_bundle(
             )
             _sign(draft, signature)
             Scorer(draft, sizes=(GOLDEN_EXAMPLES,))  # as it will be opened
-            _replace(target, draft)
+            # Whoever has the old bundle open keeps it.
+            storage.replace_folder(draft, target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         console.message(f"{target}: {_told(signature['parity'])}")
@@ -327,16 +328,6 @@ def _sign(draft: pathlib.Path, signature: dict[str, Any]) -> None:
     }
     tree = signature | {"files": dict(sorted(files.items())), "digests": digests}
     run_folder.write_json(stores.locate(draft / bundles.SIGNATURE), tree)
-
-
-def _replace(target: pathlib.Path, draft: pathlib.Path) -> None:
-    """Gives the draft its name. Whoever has the old bundle open keeps it."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    draft.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 # -------------------------------------------------------------------- parity

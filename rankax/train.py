@@ -113,7 +113,6 @@ def _train(
     console.message(str(steps.engine))
     if is_first:
         stores.write_text(folder / run_folder.TABLES, f"{steps.engine.plan}\n")
-    if is_first:
         setup.keep_quarantine(folder)
 
     # ------------------------------------------------ start or continue

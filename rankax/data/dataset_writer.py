@@ -189,7 +189,7 @@ class DatasetWriter:
         card.save(self._work)
         self._marker.delete()
         if self._work.is_local:
-            _replace(self._work.local, self.folder.local)
+            storage.replace_folder(self._work.local, self.folder.local)
         self._is_finished = True
 
     def _close(self, split: str) -> None:
@@ -219,16 +219,6 @@ def _locked(folder: Location) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _replace(new: pathlib.Path, target: pathlib.Path) -> None:
-    """Renames a folder; the old one goes away whole, for deleting takes time."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_target(folder: Location, *, overwrite: bool) -> None:

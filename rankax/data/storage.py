@@ -282,3 +282,13 @@ def explained(place: Location | str, what: str) -> Iterator[None]:
     except OSError as error:
         todo = advice(error, "check the path and the rights on it")
         raise DataError(f"{place} {what} ({error}); {todo}") from error
+
+
+def replace_folder(new: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames a folder; the old one goes away whole, for deleting takes time."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -37,7 +37,7 @@ class PredictionWriter:
         path = stores.locate(path)
         self._outbox = stores.Outbox(path.parent)
         self._path = self._outbox.path / path.name
-        self._draft = self._path.with_name(path.name + ".part")
+        self._draft = self._path.with_name(path.name + stores.DRAFT)
         self._tasks = tasks
         self._file: pq.ParquetWriter | None = None
 

@@ -4,11 +4,12 @@ python -m scaling.collect synthetic --runs=runs/scaling   # from the run folders
 python -m scaling.collect synthetic                       # checks the rows again
 
 `python -m scaling.sweep` adds a run's rows to `runs.jsonl` when it finishes, and calls
-this at its end; with --runs the file is made anew from the folders.
+this at its end; with --runs the file is made anew from the folders, and from its own
+rows of runs that diverged.
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 import itertools
 import json
 import math
@@ -23,8 +24,9 @@ from experiments.results import Results, Row
 from rankax.config.base import ConfigError
 from rankax.data.errors import DataError
 from rankax.observe import stores
+from rankax.training import run_folder
 from scaling import noise
-from scaling.runs import COLUMNS, LadderGroup
+from scaling.runs import COLUMNS, LadderGroup, ScalingRun
 from scaling.study import Study, load
 from scaling.study import parser as study_parser
 
@@ -117,24 +119,79 @@ def _cost(rows: Iterable[Row], name: tuple[str, str], size: str) -> tuple[Any, .
     raise AssertionError(size)
 
 
-def from_folders(study: Study, runs: pathlib.Path) -> list[Row]:
-    """Returns the rows of all finished runs of a study.
+def from_folders(
+    study: Study, runs: pathlib.Path, *, before: Iterable[Row] = ()
+) -> list[Row]:
+    """Returns the rows of all runs of a study that have ended.
 
     Args:
         study: whose runs they are.
         runs: the folder that --runs of the sweep named.
+        before: rows that were known; of runs that diverged they are kept, for a search
+            that lacks one of its runs decides nothing.
+
+    Raises:
+        ConfigError: runs of a search have not ended, while others that it decides have
+            finished.
     """
+    diverged = {
+        (row["run_id"], row["config_hash"]): row for row in before if row["diverged"]
+    }
     rows: list[Row] = []
+    taken: set[str] = set()
+    unfinished: list[ScalingRun] = []
     for ladder in study.ladders:
         group = LadderGroup(study, ladder)
         known: dict[tuple[Any, ...], Row] = {}
         for _ in range(2):  # the search first, then what depends on it
             for run in group.todo(known).runs:
-                if run.key() not in known and run.is_finished(runs / run.name):
-                    own = run.rows(runs / run.name)
+                assert isinstance(run, ScalingRun)
+                if run.key() in known:
+                    continue
+                own = _ended(run, runs / run.name, diverged)
+                if own:
                     known[run.key()] = own[-1]
+                    taken.add(run.name)
                     rows += own
+        unfinished += [run for run in group.searched() if run.key() not in known]
+    _check_searches(unfinished, taken, runs)
     return rows
+
+
+def _ended(
+    run: ScalingRun, folder: pathlib.Path, diverged: Mapping[tuple[str, str], Row]
+) -> list[Row]:
+    """Rows of a run that has finished or diverged; [] if it has done neither."""
+    if run.is_finished(folder):
+        return run.rows(folder)
+    error = run.divergence(folder)
+    if error is not None:
+        return run.lost(error)
+    known = diverged.get((run.run_id, run.config_hash))
+    return [known] if known else []
+
+
+def _check_searches(
+    unfinished: Sequence[ScalingRun], taken: Set[str], runs: pathlib.Path
+) -> None:
+    """Refuses to leave out finished folders whose rates an open search decides."""
+    groups = {run.group.name for run in unfinished}
+    left = [
+        path.parent
+        for group in sorted(groups)
+        for path in sorted((runs / group).glob(f"*/{run_folder.RESULT}"))
+        if f"{group}/{path.parent.name}" not in taken
+    ]
+    if left:
+        study = unfinished[0].study.name
+        raise ConfigError(
+            f"{len(left)} finished folders below {runs} (the first is {left[0]}) "
+            "cannot be told from those of other learning rates, for these runs of the "
+            f"search have not ended: {', '.join(run.run_id for run in unfinished)}. "
+            f"Finish them (python -m scaling.sweep {study} --commands --runs={runs} "
+            f"lists what is left) or move those folders away; {FILE_NAME} stays as it "
+            "was"
+        )
 
 
 def collect(
@@ -154,10 +211,12 @@ def collect(
 
     Raises:
         MixedRowsError: rows that must not be fitted together.
-        ConfigError: there are none.
+        ConfigError: there are none, or folders of an unfinished search.
     """
     path = folder / FILE_NAME
-    rows = Results(path, COLUMNS).read() if runs is None else from_folders(study, runs)
+    rows = Results(path, COLUMNS).read()
+    if runs is not None:
+        rows = from_folders(study, runs, before=rows)
     if not rows:
         where = path if runs is None else f"{runs}/{study.name}"
         raise ConfigError(

@@ -183,6 +183,14 @@ class ScalingRun:
             )
         return rows
 
+    def divergence(self, folder: pathlib.Path) -> str | None:
+        """Returns the error of a run that ended at a loss or gradient not finite."""
+        path = epath.Path(folder) / run_folder.BAD_STEP
+        if not path.exists():
+            return None
+        step = run_folder.read_json(path)["step"]
+        return f"NonFiniteError: the loss or a gradient of step {step} was not finite"
+
     def lost(self, error: str) -> list[Row]:
         """Returns the row of a run that diverged: it says so, and has no scores."""
         own = {"config_hash": self.config_hash, "diverged": True, "error": error}

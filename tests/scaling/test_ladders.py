@@ -269,6 +269,65 @@ def test_rows_of_other_data_code_or_windows_are_not_mixed(column):
     collect.check([rows[0], rows[1] | {column: None}])  # a run that diverged
 
 
+def finish(run, runs, *, loss):
+    """Writes the folder that a run leaves, without training."""
+    folder = runs / run.name
+    folder.mkdir(parents=True)
+    dense = run.group.costs(run.size)["n_dense_total"]
+    result = {
+        **dict.fromkeys(("wall_seconds", "examples_per_second"), 1.0),
+        **dict.fromkeys(("flops_per_example", "table_bytes_per_example"), 2.0),
+        **dict.fromkeys(("num_dense_parameters", "num_active_dense_parameters"), dense),
+        "num_table_parameters": 3,
+        "mfu": None,
+        "metrics": {},
+        "step": 16,
+        "config_hash": run.config_hash,
+        "dataset_fingerprint": "train-valid-test",
+        "hardware": {"device_kind": "cpu", "num_devices": 1},
+    }
+    scores = dict.fromkeys(("ctr/normalized_entropy", "ctr/auc", "ctr/calibration"), 1)
+    line = {"step": 16, "split": "valid", "epoch": 1.0, "ctr/log_loss": loss, **scores}
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def test_collecting_keeps_a_ladder_whose_search_has_a_run_that_diverged(tmp_path):
+    toy, folder = make(tmp_path / "toy", is_tuned=True)
+    runs = tmp_path / "runs"
+    group = LadderGroup(toy, toy.ladders[0])
+    *searched, wild = group.searched()
+    for run in searched:
+        finish(run, runs, loss=np.log(run.rate / 1.2e-3) ** 2)
+    # The runs of the ladder depend on a search that the folders do not complete.
+    open_search = collect.collect(toy, folder, runs=runs)
+    known = {(row["run_id"],): row for row in open_search}
+    assert len(known) == 5
+    decided = group.todo(known | {wild.key(): wild.lost("NonFiniteError")[0]}).runs
+    depending = {run.name: run for run in decided[6:]}
+    for name in depending.keys() - {run.name for run in searched}:  # some meet in one
+        finish(depending[name], runs, loss=0.5)
+    before = (folder / collect.FILE_NAME).read_bytes()
+    with pytest.raises(
+        ConfigError, match=f"finished folders.*: {wild.run_id}\\. Finish"
+    ):
+        collect.collect(toy, folder, runs=runs)
+    assert (folder / collect.FILE_NAME).read_bytes() == before
+
+    # The file of the sweep says that it diverged; or else the run's folder does.
+    Results(folder / collect.FILE_NAME, COLUMNS).append(wild.lost("NonFiniteError"))
+    kept = collect.collect(toy, folder, runs=runs)
+    (folder / collect.FILE_NAME).unlink()
+    (runs / wild.name).mkdir()
+    (runs / wild.name / "bad_step.json").write_text('{"step": 7}')
+    made = collect.collect(toy, folder, runs=runs)
+    for rows in (kept, made):
+        assert {row["run_id"] for row in rows} == {run.run_id for run in decided}
+        (lost,) = [row for row in rows if row["diverged"]]
+        assert lost["run_id"] == wild.run_id and "NonFiniteError" in lost["error"]
+    assert "step 7" in str([row.get("error") for row in made])
+
+
 def test_a_study_without_rows_says_how_to_make_some(tmp_path):
     toy, folder = make(tmp_path / "toy")
     with pytest.raises(ConfigError, match=r"no finished run.*scaling\.sweep toy"):

@@ -14,8 +14,10 @@ import sys
 import threading
 from typing import IO, Any, Protocol
 
+from experiments import commit
 from experiments.results import Results, Row
 from rankax.config.base import ConfigError
+from rankax.observe import environment as observed
 
 ROOT = pathlib.Path(__file__).parents[1]
 _POLL_SECONDS = 2.0  # between looks at what other workers and drivers do
@@ -281,7 +283,7 @@ class Driver:
                 child = subprocess.Popen(
                     [sys.executable, *arguments],
                     cwd=ROOT,
-                    env=environment,
+                    env=environment | {observed.COMMIT: commit.now()},
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     process_group=0,  # Ctrl-C reaches the driver, which ends its runs

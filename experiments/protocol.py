@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 import dataclasses
-import functools
 import pathlib
 import runpy
 import shlex
-import subprocess
 from typing import Any
 
-from experiments import results
+from experiments import commit, results
 from experiments.driver import ROOT, Todo
 from experiments.results import Row
 from experiments.spaces import SEEDS, ExperimentSet
@@ -110,6 +108,8 @@ class Run:
     def rows(self, folder: pathlib.Path) -> list[Row]:
         """Returns the row of its finished folder."""
         row = self._columns() | results.of_folder(folder)
+        versions = row["versions"] or {}  # None in results of older versions
+        row["commit"] = versions.get("commit") or commit.now()
         if self.kind == "trial":
             row["test"] = {}  # though its folder may have gone on since
         return [row]
@@ -121,6 +121,7 @@ class Run:
     def lost(self, error: str) -> list[Row]:
         """Returns the row of a trial that has lost; a seed has failed."""
         own = {"value": None, "error": error, "config_hash": self.config_hash}
+        own["commit"] = commit.now()
         return [self._columns() | own] if self.kind == "trial" else []
 
     def _columns(self) -> Row:
@@ -133,7 +134,6 @@ class Run:
             "seed": self.seed,
             "overrides": self.overrides,
             "command": shlex.join(["python", *anywhere]),
-            "commit": commit(),
         }
 
 
@@ -263,21 +263,3 @@ def configured(name: str, options: Mapping[str, Any]) -> ExperimentConfig:
         setattr(section, option, value)
     config.validate()
     return config
-
-
-@functools.cache
-def commit() -> str:
-    """Returns the commit that runs, marked where the code differs; "" without git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout
-
-    try:
-        name = git("rev-parse", "--short=12", "HEAD").strip()
-        changes = git("status", "--porcelain", "--", "rankax", "experiments/*.py")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return name + ("-changed" if changes else "")

@@ -166,7 +166,8 @@ def _ended(
         return run.rows(folder)
     error = run.divergence(folder)
     if error is not None:
-        return run.lost(error)
+        # Nobody knows which code it was.
+        return [row | {"git_sha": None} for row in run.lost(error)]
     known = diverged.get((run.run_id, run.config_hash))
     return [known] if known else []
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from experiments import protocol
+from experiments import commit, protocol
 from experiments.driver import Todo
 from experiments.results import Columns, Row
 from rankax.config.base import ConfigError
@@ -144,6 +144,7 @@ class ScalingRun:
         losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
         batch, task = self.config.train.batch_size, self.study.task
         columns = self._columns() | {
+            "git_sha": (result.get("versions") or {}).get("commit") or commit.now(),
             "config_hash": result["config_hash"],
             "data_hash": result["dataset_fingerprint"],
             "eval_hash": _eval_hash(self.config, result["dataset_fingerprint"]),
@@ -193,7 +194,12 @@ class ScalingRun:
 
     def lost(self, error: str) -> list[Row]:
         """Returns the row of a run that diverged: it says so, and has no scores."""
-        own = {"config_hash": self.config_hash, "diverged": True, "error": error}
+        own = {
+            "git_sha": commit.now(),
+            "config_hash": self.config_hash,
+            "diverged": True,
+            "error": error,
+        }
         return [self._columns() | own]
 
     def _columns(self) -> Row:
@@ -203,7 +209,6 @@ class ScalingRun:
         return row | {
             "run_id": self.run_id,
             "study": self.study.name,
-            "git_sha": protocol.commit(),
             "model": self.ladder.model,
             "ladder": self.ladder.axis,
             "size_name": self.size.name,

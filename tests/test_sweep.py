@@ -17,8 +17,8 @@ from command_lines import parsed
 import numpy as np
 import pytest
 
+from experiments import commit, protocol, results, sweep, synthetic
 from experiments import driver as drivers
-from experiments import protocol, results, sweep, synthetic
 from experiments.spaces import SETS, ExperimentSet
 from rankax.config.base import ConfigError
 from rankax.models import base
@@ -269,10 +269,27 @@ def test_a_finished_seed_without_predictions_is_run_again(tmp_path, fake):
     assert path.exists()
 
 
-def test_rows_tell_the_commit_of_the_code(tmp_path, fake, monkeypatch):
-    monkeypatch.setattr(protocol, "commit", lambda: "0123456789ab")
+def test_rows_tell_the_commit_of_the_code_that_trained(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr(commit, "now", lambda: "0123456789ab")
     driver(tmp_path, ["dnn"]).run()
     assert {row["commit"] for row in rows_of(tmp_path)} == {"0123456789ab"}
+    # Folders that finished earlier, whose rows another version collects.
+    (tmp_path / "results.jsonl").unlink()
+    for path in (tmp_path / "runs").rglob("result.json"):
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"versions": {"commit": "earlier"}}))
+    driver(tmp_path, ["dnn"]).run()
+    assert {row["commit"] for row in rows_of(tmp_path)} == {"earlier"}
+
+
+def test_a_run_is_told_its_commit_when_it_starts(tmp_path, monkeypatch):
+    one = driver(tmp_path)
+    say = ["-c", "import os; print(os.environ['RANKAX_COMMIT'])"]
+    with (tmp_path / "lock").open("w") as lock:
+        for name in ("first", "second"):  # the checkout moves on under the sweep
+            monkeypatch.setattr(commit, "now", lambda name=name: name)
+            said = one._process(say, tmp_path / "run", lock, dict(os.environ))
+            assert said == (0, f"{name}\n")
 
 
 # ---------------------------------------------------------------- failures

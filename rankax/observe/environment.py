@@ -17,6 +17,8 @@ _PACKAGES = {
     "numpy": "numpy",
     "rankax": "rankax",
 }
+# Set by who starts runs from a checkout, where rankax alone does not know its commit.
+COMMIT = "RANKAX_COMMIT"
 
 
 def hardware() -> dict[str, Any]:
@@ -34,13 +36,18 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that decide results."""
+    """Returns the versions of Python and of the packages that decide results.
+
+    With them "commit", what the environment variable RANKAX_COMMIT says of the code.
+    """
     result = {"python": platform.python_version()}
     for name, package in _PACKAGES.items():
         try:
             result[name] = metadata.version(package)
         except metadata.PackageNotFoundError:  # rankax run from a checkout
             result[name] = "not installed"
+    if os.environ.get(COMMIT):
+        result["commit"] = os.environ[COMMIT]
     return result
 
 

@@ -15,6 +15,13 @@ def test_hardware_counts_the_devices_that_jax_sees():
     json.dumps(hardware)
 
 
+def test_versions_hold_the_commit_that_whoever_starts_the_run_names(monkeypatch):
+    monkeypatch.delenv("RANKAX_COMMIT", raising=False)
+    assert "commit" not in environment.versions()
+    monkeypatch.setenv("RANKAX_COMMIT", "0123456789ab")
+    assert environment.versions()["commit"] == "0123456789ab"
+
+
 def test_versions_are_those_imported():
     versions = environment.versions()
     assert versions["jax"] == jax.__version__

@@ -284,6 +284,7 @@ def finish(run, runs, *, loss):
         "step": 16,
         "config_hash": run.config_hash,
         "dataset_fingerprint": "train-valid-test",
+        "versions": {"commit": "g"},
         "hardware": {"device_kind": "cpu", "num_devices": 1},
     }
     scores = dict.fromkeys(("ctr/normalized_entropy", "ctr/auc", "ctr/calibration"), 1)
@@ -315,7 +316,9 @@ def test_collecting_keeps_a_ladder_whose_search_has_a_run_that_diverged(tmp_path
     assert (folder / collect.FILE_NAME).read_bytes() == before
 
     # The file of the sweep says that it diverged; or else the run's folder does.
-    Results(folder / collect.FILE_NAME, COLUMNS).append(wild.lost("NonFiniteError"))
+    Results(folder / collect.FILE_NAME, COLUMNS).append(
+        [wild.lost("NonFiniteError")[0] | {"git_sha": "g"}]
+    )
     kept = collect.collect(toy, folder, runs=runs)
     (folder / collect.FILE_NAME).unlink()
     (runs / wild.name).mkdir()
@@ -326,6 +329,7 @@ def test_collecting_keeps_a_ladder_whose_search_has_a_run_that_diverged(tmp_path
         (lost,) = [row for row in rows if row["diverged"]]
         assert lost["run_id"] == wild.run_id and "NonFiniteError" in lost["error"]
     assert "step 7" in str([row.get("error") for row in made])
+    assert {row["git_sha"] for row in made} == {"g", None}
 
 
 def test_a_study_without_rows_says_how_to_make_some(tmp_path):

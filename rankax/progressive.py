@@ -81,7 +81,7 @@ def progressive(
     setup = set_up(config, workdir)
     windows = _windows(config, setup)
     with run_folder.explained(workdir), Console() as console:
-        run = run_folder.claim(workdir, config, mode=run_folder.PROGRESSIVE)
+        run = run_folder.accept(workdir, config, mode=run_folder.PROGRESSIVE)
         finished = run_folder.read_result(run)
         if finished is not None:
             console.message(f"{run} is finished at step {finished['step']:,}")
@@ -91,6 +91,7 @@ def progressive(
             run_folder.locked(run, tell=console.message) as check_lock,
             StopRequest() as stop,
         ):
+            run_folder.claim(workdir, config, mode=run_folder.PROGRESSIVE)
             own = _Run(config, setup, windows, run, target, rows, console, stop)
             return own.train(check_lock, started)
 

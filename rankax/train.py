@@ -64,7 +64,7 @@ def _start(
     is_first = jax.process_index() == 0
     folder, finished = stores.locate(workdir), None
     if is_first:
-        folder = run_folder.claim(workdir, config)
+        folder = run_folder.accept(workdir, config)
         finished = run_folder.read_result(folder)
     finished = processes.broadcast(finished)
     console = Console(quiet=not is_first)
@@ -78,6 +78,9 @@ def _start(
     if is_first:
         lock = run_folder.locked(folder, tell=console.message)
     with lock as check_lock, StopRequest() as stop:
+        if is_first:  # of runs accepted at the same time, the first to get the lock
+            run_folder.claim(workdir, config)
+        processes.broadcast(None)  # till then the others write nothing there
         return _train(
             setup,
             config,

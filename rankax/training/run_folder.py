@@ -23,9 +23,8 @@ BAD_STEP = "bad_step.json"  # whose loss or gradient was not finite
 LOCK = "lock"  # locked, not only there, while a run trains
 TRAIN, PROGRESSIVE = "train", "progressive"  # what a folder is trained by
 
-
 # What a run that was killed before it had a configuration may leave.
-_BEGUN = {CONFIG + stores.DRAFT}
+_BEGUN = {CONFIG + stores.DRAFT, LOCK}
 
 
 class RunFolderError(Exception):
@@ -57,12 +56,12 @@ def explained(workdir: str) -> Iterator[None]:
         ) from error
 
 
-def claim(
+def accept(
     workdir: epath.PathLike, config: ExperimentConfig, *, mode: str = TRAIN
 ) -> epath.Path:
-    """Creates the run folder, or accepts the one that this configuration started.
+    """Returns a run folder that is new, or that this configuration started.
 
-    A finished run keeps the configuration that its result was made with.
+    Writes nothing: it may be another run's.
 
     Raises:
         ConfigError: the folder belongs to another configuration or mode.
@@ -72,16 +71,24 @@ def claim(
     path = folder / CONFIG
     if stores.is_there(path):
         _check_same(path, config, mode=mode)
-        if stores.is_there(folder / RESULT):
-            return folder
     elif stores.is_there(folder) and {p.name for p in folder.iterdir()} - _BEGUN:
         raise ConfigError(
             f"--workdir={folder} holds files but no {CONFIG}, so it is not a run "
             "folder; name a new or empty folder"
         )
-    if stores.is_on_disk(folder):  # on a store it would make a bucket
-        folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, config, mode=mode)
+    return folder
+
+
+def claim(
+    workdir: epath.PathLike, config: ExperimentConfig, *, mode: str = TRAIN
+) -> epath.Path:
+    """Does as `accept` and writes the configuration; the folder is to be `locked`.
+
+    A finished run keeps the configuration that its result was made with.
+    """
+    folder = accept(workdir, config, mode=mode)
+    if not stores.is_there(folder / RESULT):
+        write_config(folder, config, mode=mode)
     return folder
 
 
@@ -90,6 +97,8 @@ def locked(
     folder: epath.PathLike, *, tell: Callable[[str], None] = print
 ) -> Iterator[Callable[[], None]]:
     """Keeps other runs off the folder; a process that ends, however, lets it go.
+
+    Creates the folder if it is not there.
 
     On a store it does so for what `rankax.training.store_lock` says, and what it gives
     to the `with` block checks there that no other run has taken the folder over.
@@ -102,6 +111,7 @@ def locked(
         with StoreLock(folder / LOCK, tell=tell) as lock:
             yield lock.check
         return
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,6 +22,7 @@ from rankax.models import backbones  # noqa: F401
 from rankax.models.base import named_config
 from rankax.observe.writers import read_metrics
 from rankax.parallel import mesh as meshes
+from rankax.progressive import progressive
 from rankax.train import train
 from rankax.training import interruption, run_folder
 from rankax.training import setup as setups
@@ -363,12 +364,36 @@ def test_a_run_folder_of_another_configuration_is_refused(tmp_path):
 def test_a_second_run_on_a_folder_in_use_is_refused(tmp_path):
     config = make_config(num_epochs=0, num_steps=10)
     run_folder.claim(str(tmp_path), config)
+    saved = (tmp_path / "config.json").read_text()
+    other = make_config(num_epochs=0, num_steps=10)
+    other.observe.log_every = 3  # of the same run
     with (
         run_folder.locked(tmp_path),
         pytest.raises(ConfigError, match="in use by process"),
     ):
-        train(config, str(tmp_path))
+        train(other, str(tmp_path))
+    assert (tmp_path / "config.json").read_text() == saved
     train(config, str(tmp_path))
+
+
+@pytest.mark.parametrize("program", [train, progressive])
+def test_of_two_runs_on_one_new_folder_the_first_to_lock_it_has_it(
+    program, tmp_path, monkeypatch
+):
+    first, second = make_config(seed=1), make_config(seed=2)
+    second.data.time_window = 86_400  # for progressive
+    original = run_folder.locked
+
+    def locked(folder, **options):
+        """The first run is faster, and at its end."""
+        with original(folder):
+            run_folder.claim(folder, first)
+        return original(folder, **options)
+
+    monkeypatch.setattr(run_folder, "locked", locked)
+    with pytest.raises(ConfigError, match=r"another configuration|is a run of --mode"):
+        program(second, str(tmp_path / "run"))
+    assert run_folder.find(str(tmp_path / "run"), first)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure as Canvas
 import numpy as np
 
 from rankax.observe import figures
+from rankax.observe.console import amount
 
 MARKERS = "osD^vP"
 
@@ -203,14 +204,6 @@ def label_ends(
             fontsize=9,
             annotation_clip=False,
         )
-
-
-def amount(value: float) -> str:
-    """Returns a number as people say it: 30 k, 1.5 M, 2 T."""
-    for limit, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return f"{value:.3g}"
 
 
 def looks(ink: Ink, series: Sequence[_Name]) -> dict[_Name, tuple[str, str]]:

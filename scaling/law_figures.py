@@ -8,6 +8,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 import numpy as np
 
+from rankax.observe.console import amount
 from scaling import drawing, findings
 from scaling import rows as rows_lib
 from scaling.drawing import Figure, Ink
@@ -107,7 +108,7 @@ def compute(whole: Findings) -> Figure | str:
         name="loss_vs_compute",
         title=(
             f"{whole.label(best[2])} {best[3]} reaches the lowest log loss, "
-            f"{best[1]:.5f}, for {drawing.amount(best[0])}FLOP of training"
+            f"{best[1]:.5f}, for {amount(best[0])}FLOP of training"
         ),
         note="One line a size, means over seeds at each checkpoint. Dashed: the lowest "
         "loss of any model for the compute spent.",
@@ -211,7 +212,7 @@ def iso_flop(whole: Findings) -> Figure | str:
                 grid = np.geomspace(min(x), max(x), 50)
                 fitted = np.polyval(_parabola(points), np.log(grid))
                 axes.plot(grid, fitted, color=colour, linewidth=1.2)
-                text = f"{drawing.amount(budget)}FLOP"
+                text = f"{amount(budget)}FLOP"
                 ends.append((text, float(fitted[-1]), colour))
             sizes = [x for _, points in budgets for x, _ in points]
             drawing.logarithmic_x(axes, sizes, findings.AXIS_LABELS["n_dense_active"])
@@ -518,7 +519,7 @@ def _iso_finding(
         inside = [(c, m) for c, m in minima if m is not None]
         if inside:
             budget, at = inside[-1]
-            text = f"{drawing.amount(at)} at {drawing.amount(budget)}FLOP"
+            text = f"{amount(at)} at {amount(budget)}FLOP"
         else:
             text = "no minimum between its sizes"
         parts.append(f"{whole.label(key)}: {text}")

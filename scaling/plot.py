@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from rankax.observe.console import amount
 from scaling import drawing, findings, law_figures
 from scaling import rows as rows_lib
 from scaling.drawing import Figure, Ink
@@ -130,7 +131,7 @@ def _table_finding(
             text += f" while ids that share a row go from {first:.0%} to {last:.0%}"
         parts.append(text)
     ends = [points[keys[0]]["logloss"][i]["x"] for i in (0, -1)]
-    span = " to ".join(drawing.amount(x) for x in ends)
+    span = " to ".join(amount(x) for x in ends)
     return f"From {span} {findings.AXIS_LABELS[axis]}, " + "; ".join(parts)
 
 
@@ -268,9 +269,7 @@ def throughput(whole: Findings) -> Figure | str:
             drawing.logarithmic_x(axes, sizes, findings.AXIS_LABELS["n_dense_active"])
             axes.set_ylim(0, None)
             drawing.label_ends(axes, ends)
-        panels[0].yaxis.set_major_formatter(
-            lambda v, _: drawing.amount(v) if v else "0"
-        )
+        panels[0].yaxis.set_major_formatter(lambda v, _: amount(v) if v else "0")
         panels[0].set_ylabel("examples a second")
         if has_mfu:
             panels[1].yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
@@ -282,9 +281,9 @@ def throughput(whole: Findings) -> Figure | str:
     return Figure(
         name="throughput",
         title=(
-            f"From {drawing.amount(fast['samples_per_s'])} examples a second "
+            f"From {amount(fast['samples_per_s'])} examples a second "
             f"({fast['model']} {fast['size_name']}) to "
-            f"{drawing.amount(slow['samples_per_s'])} ({slow['model']} "
+            f"{amount(slow['samples_per_s'])} ({slow['model']} "
             f"{slow['size_name']})"
         ),
         note=f"Medians over seeds on {', '.join(devices)}, as trained: batch, dtype "

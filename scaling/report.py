@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from rankax.observe.console import amount
 from scaling import blocks, drawing, findings, noise, plot, study
 from scaling import rows as rows_lib
 from scaling.blocks import Block, Heading, Picture, Points, Table, Text
@@ -768,7 +769,7 @@ def _spread(mean: float | None, deviation: float | None) -> str:
 
 
 def _count(value: float | None) -> str:
-    return _NONE if value is None else drawing.amount(value)
+    return _NONE if value is None else amount(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

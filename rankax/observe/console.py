@@ -149,11 +149,11 @@ class Track:
 
 
 def amount(number: float) -> str:
-    """Returns a number in three digits, as in "1.23 M"; one below 1,000 as it is."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """Returns a number in three digits, as in "1.23 M"."""
+    for limit, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= 0.9995 * limit:  # which three digits round up
             return f"{number / limit:.3g} {unit}"
-    return f"{number:g}"
+    return f"{number:.3g}"
 
 
 def clock(seconds: float) -> str:

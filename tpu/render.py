@@ -72,11 +72,12 @@ def array(
         configs = [names.value_of("--config", x) for x in words if "rankax.main" in x]
         _warn(_check_shipped([config for config in configs if config]))
     module = slurm if route == "slurm" else gke
+    cluster = _build(module.Cluster, options)
     return module.render_array(
         words,
         name=name,
-        slice=slices.parse(topology),
-        cluster=_build(module.Cluster, options),
+        slice=_slice(topology, cluster),
+        cluster=cluster,
         grace_seconds=grace_seconds,
         at_once=_check_at_once(at_once),
     )
@@ -111,13 +112,12 @@ def run(
     if route not in ROUTES:
         raise ConfigError(f"no route {route!r}; {suggest(route, ROUTES)}")
     names.check_label(name, "--name")
-    where = slices.parse(topology)
-    _check_route(route, where)
     site = _build(_SITES[route], options)
+    where = _slice(topology, site)
+    _check_route(route, where)
     hosts = count = where.num_hosts
     if isinstance(site, slurm.Cluster):
-        hosts = slurm.num_nodes(where, site)
-        count = slurm.num_processes(where, site)
+        count = slurm.num_processes(where)
     own = program.program(
         config,
         workdir=workdir,
@@ -152,6 +152,11 @@ _SPOT_SECONDS = {
     "gke": gke.SPOT_SECONDS,
     "gke-gpu": gke.SPOT_SECONDS,
 }
+
+
+def _slice(topology: str, site: Any) -> Slice:
+    is_slurm = isinstance(site, slurm.Cluster)
+    return slices.parse(topology, gpus_per_node=site.gpus_per_node if is_slurm else 0)
 
 
 def _check_shipped(configs: Iterable[str]) -> Iterable[str]:

@@ -28,8 +28,8 @@ class Slice:
         shape: of the chips, "4x4x4"; "" where they have none.
         num_chips: in all.
         num_devices: that jax counts; two on each chip of tpu7x.
-        num_hosts: machines of Google Cloud.
-        machine_type: of Google Cloud; "" for cpu, which takes any.
+        num_hosts: machines.
+        machine_type: of Google Cloud; "" for cpu, which takes any, and a site's own.
         resource: as Kubernetes counts chips; "" for cpu.
         labels: of the nodes on Google Kubernetes Engine.
         tpu_vm: accelerator type of the Cloud TPU API; "" where it has none.
@@ -64,12 +64,13 @@ class Slice:
         return self.num_chips // self.num_hosts
 
 
-def parse(topology: str) -> Slice:
+def parse(topology: str, *, gpus_per_node: int = 0) -> Slice:
     """Returns what a topology is made of.
 
     Args:
         topology: "v5e:4x4", "v5p:4x4x4", "v6e:16x16", "tpu7x:2x2x1": shape of a slice;
             "h100:16": number of GPUs; "cpu:2": number of processes without accelerator.
+        gpus_per_node: of a site's own machines; 0 = as Google Cloud has them.
 
     Raises:
         ConfigError: there is no such topology.
@@ -80,7 +81,7 @@ def parse(topology: str) -> Slice:
     if where.platform == "tpu":
         return _tpu(where)
     if where.platform == "gpu":
-        return _gpu(where)
+        return _gpu(where, gpus_per_node)
     return Slice(
         topology=topology,
         kind=where.kind,
@@ -204,15 +205,24 @@ _GPUS: dict[str, tuple[str, dict[int, str]]] = {
 }
 
 
-def _gpu(where: Topology) -> Slice:
+def _gpu(where: Topology, gpus_per_node: int) -> Slice:
     kind, number = where.kind, where.num_chips
     label, machines = _GPUS[kind]
-    per_host = number if number in machines else max(machines)
+    if gpus_per_node:
+        per_host, machines = min(number, gpus_per_node), {}
+    else:
+        per_host = number if number in machines else max(machines)
+    if number % per_host and gpus_per_node:
+        raise ConfigError(
+            f"topology {where.name!r} cannot be split into nodes of {per_host} GPUs; "
+            "choose another number, or --gpus_per_node"
+        )
     if number % per_host:
         raise ConfigError(
             f"topology {where.name!r}: {kind} comes in machines of "
             f"{', '.join(map(str, machines))}, and several of them have {per_host} "
-            f"each; use a multiple of {per_host}"
+            f"each; use a multiple of {per_host} (nodes of a Slurm site of your own: "
+            "--gpus_per_node)"
         )
     return Slice(
         topology=where.name,
@@ -220,7 +230,7 @@ def _gpu(where: Topology) -> Slice:
         num_chips=number,
         num_devices=number,
         num_hosts=number // per_host,
-        machine_type=machines[per_host],
+        machine_type=machines.get(per_host, ""),
         resource=_GPU_RESOURCE,
         labels={_GPU_LABEL: label},
     )

@@ -66,14 +66,14 @@ class Cluster:
                 raise ConfigError(f"--{name}={value} must be 0 or more")
 
 
-def num_processes(slice: Slice, cluster: Cluster) -> int:
+def num_processes(slice: Slice) -> int:
     """Returns the processes of a run: one for each GPU, or one if one node is enough.
 
     JAX gives a process of several under Slurm the one GPU of its number on the node.
     """
     if slice.kind == "cpu":
         return slice.num_chips
-    return 1 if num_nodes(slice, cluster) == 1 else slice.num_chips
+    return 1 if slice.num_hosts == 1 else slice.num_chips
 
 
 def render(
@@ -89,14 +89,13 @@ def render(
     Raises:
         ConfigError: values that Slurm, or a run of several processes, does not take.
     """
-    count = num_processes(slice, cluster)
+    count, nodes = num_processes(slice), slice.num_hosts
     if count > 1 and names.is_store(program.workdir):
         raise ConfigError(
             f"--workdir={program.workdir}: a run of {count} processes cannot save to a "
             "store; name a folder that all nodes see"
         )
     words = [*program.words, *["--coordinator=auto"] * (count > 1)]
-    nodes = num_nodes(slice, cluster)
     who = f"{count} process{'es' * (count > 1)} on {nodes} node{'s' * (nodes > 1)}"
     if slice.kind == "cpu":
         who = f"{count} process{'es' * (count > 1)} without GPUs"
@@ -139,7 +138,12 @@ def render_array(
             f"{len(commands)} commands are more than the {MAX_ARRAY} tasks that an "
             "array of Slurm has by default; render parts of the list"
         )
-    if num_processes(slice, cluster) > 1:
+    if slice.is_tpu:
+        raise ConfigError(
+            f"--topology={slice.topology}: the slurm route is for GPUs and CPUs; use "
+            "gke for TPUs"
+        )
+    if num_processes(slice) > 1:
         raise ConfigError(
             f"--topology={slice.topology} is for several processes, and each task of "
             "an array is one; choose what one node has, or cpu:1"
@@ -181,33 +185,9 @@ def seconds(time: str) -> int:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
 
 
-def num_nodes(slice: Slice, cluster: Cluster) -> int:
-    """Returns the nodes of a run.
-
-    Raises:
-        ConfigError: TPUs, or GPUs that do not divide into nodes.
-    """
-    if slice.kind == "cpu":
-        return 1
-    if not slice.is_gpu:
-        raise ConfigError(
-            f"--topology={slice.topology}: the slurm route is for GPUs and CPUs; use "
-            "tpu-vm or gke for TPUs"
-        )
-    per_node = cluster.gpus_per_node or slice.chips_per_host
-    if slice.num_chips < per_node:
-        return 1
-    if slice.num_chips % per_node:
-        raise ConfigError(
-            f"--topology={slice.topology} cannot be split into nodes of {per_node} "
-            "GPUs; choose another number, or --gpus_per_node"
-        )
-    return slice.num_chips // per_node
-
-
 def _shape(slice: Slice, cluster: Cluster, count: int) -> dict[str, str]:
     """The options that say which nodes, and how many processes on each."""
-    nodes = num_nodes(slice, cluster)
+    nodes = slice.num_hosts
     options = {"nodes": str(nodes), "ntasks-per-node": str(count // nodes)}
     if slice.kind == "cpu":
         options = {"ntasks": str(count)}

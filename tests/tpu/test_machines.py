@@ -97,6 +97,14 @@ def test_what_is_no_topology_is_told_what_there_is(topology, message):
     assert f"topology {topology!r}" in str(told.value)
 
 
+def test_a_site_may_have_nodes_of_its_own():
+    with pytest.raises(ConfigError, match="--gpus_per_node"):
+        slices.parse("h100:12")
+    own = slices.parse("h100:12", gpus_per_node=4)
+    assert (own.num_hosts, own.chips_per_host, own.machine_type) == (3, 4, "")
+    assert slices.parse("h100:8", gpus_per_node=16).num_hosts == 1
+
+
 @pytest.mark.parametrize("kind", topologies.KINDS)
 def test_sizes_that_are_proposed_can_be_had(kind):
     with pytest.raises(ConfigError) as told:

@@ -93,6 +93,11 @@ def shellcheck():
                 "cpus-per-task": "12",
             },
         ),
+        (  # of which Google Cloud's machines have eight
+            "h200:4",
+            {"gpus_per_node": 4},
+            {"nodes": "1", "ntasks-per-node": "1", "gpus-per-node": "4"},
+        ),
         ("cpu:4", {}, {"ntasks": "4"}),
     ],
 )
@@ -267,7 +272,7 @@ def test_a_task_that_was_stopped_is_queued_again_and_others_are_not(tmp_path):
         ({"commands": [f"a {i}" for i in range(1_001)]}, "render parts of the list"),
         ({"topology": "h100:16"}, "is for several processes"),
         ({"topology": "cpu:2"}, "is for several processes"),
-        ({"topology": "v5e:2x2"}, "use tpu-vm or gke for TPUs"),
+        ({"topology": "v5e:2x2"}, "use gke for TPUs"),
         ({"route": "slrm"}, "did you mean 'slurm'?"),
         ({"image": "x"}, "no option 'image' here"),
     ],

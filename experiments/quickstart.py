@@ -2,8 +2,8 @@ r"""Synthetic clicks with known probabilities; needs no download.
 
 python -m rankax.main --config=experiments/quickstart.py --workdir=runs/quickstart
 
-Another model: --config=experiments/quickstart.py:dcnv2 (lr, fm, dnn, deepfm, dlrm, dcnv2,
-mc_mlcc), or dcnv2-din, dcnv2-none for another use of the histories than their mean.
+Another model: --config=experiments/quickstart.py:dcnv2 (any of docs/models.md), or
+dcnv2-din, dcnv2-none for another use of the histories than their mean.
 Every model has the same data, batches, optimizer and schedule; scores: docs/results.md.
 """
 

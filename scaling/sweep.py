@@ -163,7 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         if flags.commands:
             states = driver.states()
-            print(*(_command(run, flags.runs) for run in states["open"]), sep="\n")
+            for run in states["open"]:
+                print(_command(run, flags.runs))
+            if not states["open"]:
+                print("no run is left to start", file=sys.stderr)
             if states["waiting"]:
                 print(
                     f"{len(states['waiting'])} runs follow when these are finished and "

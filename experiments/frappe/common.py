@@ -1,6 +1,6 @@
 """What all Frappe experiments share: the leaderboard's protocol.
 
-Make the data set first (it needs the three Parquet files of Frappe_x1):
+Make the data set first, from train.csv, valid.csv and test.csv as published:
     python -m data_pipelines.frappe --raw=FOLDER --out=datasets/frappe_x1
 
 Protocol of BARS Frappe_x1: embeddings of 10, batches of 4096, Adam at 1e-3, gradient

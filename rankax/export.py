@@ -18,6 +18,7 @@ import uuid
 from etils import epath
 import jax
 from jax import export as jax_export
+from jax.interpreters import partial_eval
 import numpy as np
 from numpy.lib import format as npy
 import pyarrow as pa
@@ -46,6 +47,8 @@ from rankax.training.step import Steps
 FOLDER = "bundle"
 PLATFORMS = ("cpu", "cuda", "tpu")
 PARITY_EXAMPLES, GOLDEN_EXAMPLES = 10_000, 32
+
+_Dense = Mapping[str, np.ndarray | jax.Array]  # parameters by name
 TOLERANCE = 1e-6  # of probabilities, trainer against scorer
 # Of golden probabilities on another machine or device, by the model's dtype.
 GOLDEN_TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -201,6 +204,7 @@ def _write_parameters(
         track.update(number)
     track.close()
     score, dense = steps.scoring(state)
+    dense = scored_by(score, dense, steps.schema, steps.engine.plan.dims)
     dense = {name: np.asarray(x) for name, x in dense.items()}
     with (draft / bundles.DENSE).open("wb") as file:
         np.savez(file, **dense)
@@ -221,9 +225,31 @@ def _write_rows(
             piece.tofile(file)
 
 
+def scored_by(
+    score: Callable[..., jax.Array],
+    dense: _Dense,
+    schema: Schema,
+    dims: Mapping[str, int],
+) -> dict[str, np.ndarray | jax.Array]:
+    """Returns the parameters that scores depend on; the others are for training alone.
+
+    Args:
+        score: from `Steps.scoring`.
+        dense: its parameters.
+        schema: fields and tasks.
+        dims: role -> D of the looked-up rows.
+    """
+    jaxpr = jax.make_jaxpr(score)(*_arguments(dense, schema, dims, 2)).jaxpr
+    _, is_used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    names = sorted(dense)  # as jax orders the values of a dict
+    return {
+        name: dense[name] for name, used in zip(names, is_used, strict=False) if used
+    }
+
+
 def exported(
     score: Callable[..., jax.Array],
-    dense: Mapping[str, np.ndarray | jax.Array],
+    dense: _Dense,
     schema: Schema,
     dims: Mapping[str, int],
     *,
@@ -239,11 +265,19 @@ def exported(
         platforms: that it is lowered for.
     """
     (b,) = jax_export.symbolic_shape("b")
+    arguments = _arguments(dense, schema, dims, b)
+    return jax_export.export(jax.jit(score), platforms=platforms)(*arguments)
+
+
+def _arguments(
+    dense: _Dense, schema: Schema, dims: Mapping[str, int], b: Any
+) -> tuple[Any, ...]:
+    """Shapes of what `Steps.scoring`'s function is given for b candidates."""
 
     def spec(shape: tuple[Any, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    return jax_export.export(jax.jit(score), platforms=platforms)(
+    return (
         {name: spec(x.shape, x.dtype) for name, x in dense.items()},
         {
             role: spec((b, schema.num_id_columns, dim), np.float32)

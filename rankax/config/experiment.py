@@ -378,12 +378,20 @@ class ScheduleConfig(RangedConfig):
     min_factor: float = 1e-3
 
     def problems(self) -> list[str]:
-        """A plateau that raises the rate, and an end without a decay."""
+        """Rates that would rise, and options of what is off."""
         problems = []
         if self.plateau_factor >= 1:
             problems.append(
                 f"plateau_factor = {self.plateau_factor} must be below 1 (0 = off)"
             )
+        problems += [
+            f"{name} = {value} must not be above 1, where the rate starts"
+            for name, value in self.options()
+            if name in ("final_factor", "min_factor") and value > 1
+        ]
+        if not self.plateau_factor:
+            why = "is of the plateau, which is off; set plateau_factor, such as 0.1"
+            problems += unused(self, ("plateau_patience", "min_factor"), why)
         if self.decay == "constant":
             why = "has no use with decay = 'constant'; choose 'linear' or 'cosine'"
             problems += unused(self, ("final_factor",), why)

@@ -19,6 +19,7 @@ def option(
     least: int | None = None,
     choices: Sequence[Any] = (),
     is_needed: bool = False,
+    is_positive: bool = False,
 ) -> Any:
     """Declares an option of a `RangedConfig` whose range the module's rules miss.
 
@@ -27,8 +28,14 @@ def option(
         least: smallest integer, or smallest element of a tuple of integers.
         choices: all values that it may have beside the default.
         is_needed: the tuple must not be empty.
+        is_positive: the number must be above 0.
     """
-    ranges = {"least": least, "choices": tuple(choices), "is_needed": is_needed}
+    ranges = {
+        "least": least,
+        "choices": tuple(choices),
+        "is_needed": is_needed,
+        "is_positive": is_positive,
+    }
     return dataclasses.field(default=default, metadata=ranges)
 
 
@@ -76,6 +83,8 @@ class RangedConfig(Config):
             return
         if ranges.get("is_needed") and not value:
             yield f"{name} = () must not be empty; {field.default} is the default"
+        if ranges.get("is_positive") and value == 0:
+            yield f"{name} = {value} must be above 0; {field.default} is the default"
         least = ranges.get("least")
         if least is None:
             least = 0 if field.default == 0 else 1

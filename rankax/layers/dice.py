@@ -23,7 +23,8 @@ class Dice(nnx.Module):
         self.alpha = nnx.Param(jnp.zeros(width))
 
     def __call__(self, s: jax.Array) -> jax.Array:
-        """Maps [..., width] to the same shape."""
+        """Maps [..., width] to the same shape, float32 whatever s is of."""
+        s = s.astype(jnp.float32)
         centred = s - s.mean(axis=-1, keepdims=True)
         variance = (centred**2).mean(axis=-1, keepdims=True)
         p = jax.nn.sigmoid(centred * jax.lax.rsqrt(variance + EPSILON))

@@ -1,7 +1,8 @@
 """Squeeze-and-excitation over fields, as MC-MLCC uses it (arXiv 2602.12041).
 
 q = mean_D(Y),  a = σ(W_2ᵀ·LN(ReLU(W_1ᵀ·q + b_1)) + b_2),  O_f = a_f · Y_f.
-The LayerNorm has no parameters and stands after the ReLU (eps 1e-5).
+The LayerNorm has no parameters and stands after the ReLU (eps 1e-5). R is F // 2 as the
+authors have it, but 2 at least: the norm of one number is 0, whatever q is.
 """
 
 from flax import nnx
@@ -14,8 +15,8 @@ class FieldGate(nnx.Module):
     """Scales every field's token by a gate in (0, 1) computed from all fields."""
 
     def __init__(self, num_fields: int, *, rngs: nnx.Rngs):
-        """Builds W_1 [F, R] and W_2 [R, F], R = max(F // 2, 1)."""
-        reduced = max(num_fields // 2, 1)
+        """Builds W_1 [F, R] and W_2 [R, F], R = max(F // 2, 2)."""
+        reduced = max(num_fields // 2, 2)
         self.squeeze = linear(num_fields, reduced, init=XAVIER_UNIFORM, rngs=rngs)
         self.norm = nnx.LayerNorm(
             reduced,

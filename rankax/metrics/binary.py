@@ -97,6 +97,8 @@ class BinarySums:
     def normalized_entropy(self) -> float:
         """Log loss over that of always predicting r; nan if a class is missing."""
         rate = self.positive_rate
+        if min(rate, 1 - rate) < 1e-12:  # as sums of weights are rounded
+            return float("nan")
         return _ratio(self.log_loss, float(special.entr(rate) + special.entr(1 - rate)))
 
     @property

@@ -159,11 +159,12 @@ class EmbeddingBackboneConfig(BackboneConfig):
 
     Attributes:
         embedding_dim: D.
-        embedding_init_std: rows start as N(0, std²).
+        embedding_init_std: rows start as N(0, std²); rows of zeros would have no
+            gradient, nor would what reads them.
     """
 
     embedding_dim: int = 16
-    embedding_init_std: float = 1e-4
+    embedding_init_std: float = option(1e-4, is_positive=True)
 
     def tables(
         self, num_rows: Mapping[str, int], *, num_tasks: int

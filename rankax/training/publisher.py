@@ -92,7 +92,10 @@ class Publisher:
         dense = None
         if number % dense_every == 0:
             _, arrays = steps.scoring(state)
-            dense = {name: np.asarray(x) for name, x in jax.device_get(arrays).items()}
+            served_arrays = {name: arrays[name] for name in self.bundle.dense}
+            dense = {
+                name: np.asarray(x) for name, x in jax.device_get(served_arrays).items()
+            }
         delta = deltas.make(
             self.bundle,
             changes,

@@ -328,17 +328,23 @@ class Steps:
 
         The function computes logits [B, T] of (parameters by name, role -> looked-up
         rows [B, K, D], lengths, numeric, bag_weights) as `rankax.data.schema` has
-        them, for any B and on one device.
+        them, for any B and on one device. Parameters that no score depends on, as
+        those of auxiliary heads, may be left out of what it is given.
         """
         dense = {NETWORK: state.params[NETWORK], "rest": state.rest}
         named, tree = jax.tree.flatten_with_path(dense)
         names = [
             jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in named
         ]
+        kinds = [(x.shape, x.dtype) for _, x in named]
         has_weights = self.schema.num_bag_weights > 0
 
         def score(flat, rows, lengths, numeric, bag_weights) -> jax.Array:
-            own = jax.tree.unflatten(tree, [flat[name] for name in names])
+            leaves = [
+                flat[name] if name in flat else jnp.zeros(*kind)
+                for name, kind in zip(names, kinds, strict=True)
+            ]
+            own = jax.tree.unflatten(tree, leaves)
             model = nnx.merge(self._graph, own[NETWORK], own["rest"], copy=True)
             model.eval()
             return model(

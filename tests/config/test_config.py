@@ -121,6 +121,16 @@ def change(config, path, value):
         ({"optimizer.dense.b2": 1}, "dense.b2 = 1.0 must be below 1"),
         ({"optimizer.schedule.plateau_factor": 1.5}, "must be below 1"),
         ({"optimizer.schedule.final_factor": 0.1}, "no use with decay = 'constant'"),
+        ({"optimizer.schedule.final_factor": 3}, "must not be above 1, where"),
+        ({"optimizer.schedule.plateau_patience": 5}, "is off; set plateau_factor"),
+        ({"optimizer.schedule.min_factor": 0.5}, "is off; set plateau_factor"),
+        (
+            {
+                "optimizer.schedule.plateau_factor": 0.1,
+                "optimizer.schedule.min_factor": 2,
+            },
+            "min_factor = 2.0 must not be above 1",
+        ),
         ({"eval.top_k": -1}, "eval.top_k = -1 must be at least 0"),
         (
             {"eval.metric": "ctr/ndcg@5", "eval.top_k": 10},

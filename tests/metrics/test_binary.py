@@ -63,6 +63,11 @@ def test_undefined_metrics_are_nan():
     negatives = sums(np.zeros(3), np.zeros(3), np.ones(3))
     assert np.isnan([negatives.normalized_entropy, negatives.calibration]).all()
     assert negatives.log_loss == pytest.approx(np.log(2))
+    for seed in range(6):  # the sums of weights and of labels are not rounded alike
+        weight = np.random.default_rng(seed).lognormal(sigma=4, size=1_000)
+        assert np.isnan(
+            sums(np.zeros(1_000), np.ones(1_000), weight).normalized_entropy
+        )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

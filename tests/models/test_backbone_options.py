@@ -122,6 +122,12 @@ NO_MLP = "is of the MLP, but hidden_dims is empty; set hidden_dims, or leave it 
             "use_feature_selection, or leave it at (64,)",
         ),
         ("rankmixer", {"num_blocks": 0}, "num_blocks = 0 must be at least 1"),
+        ("rankmixer", {"token_dim": 33}, "token_dim = 33 is odd, and would be one"),
+        (
+            "fm",
+            {"embedding_init_std": 0.0},
+            "embedding_init_std = 0.0 must be above 0; 0.0001 is the default",
+        ),
         (
             "tokenmixer_large",
             {"num_experts": 4, "num_active_experts": 5},

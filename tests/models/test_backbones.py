@@ -184,6 +184,14 @@ def test_mlp_is_linear_norm_relu_in_this_order():
     np.testing.assert_allclose(out, want, rtol=1e-3, atol=1e-4)
 
 
+def test_batch_norm_takes_numbers_that_vary_little_beside_their_size():
+    mlp = MLP(1, (4,), use_batch_norm=True, rngs=nnx.Rngs(0))
+    x = 1e4 + np.random.default_rng(0).normal(size=(4096, 1)).astype(np.float32)
+    mlp.train()
+    out = np.asarray(mlp(jnp.asarray(x)))  # halves of normal distributions
+    np.testing.assert_allclose(np.sqrt(2 * (out**2).mean(0)), 1, atol=0.05)
+
+
 def test_dropout_needs_randomness_in_training_only():
     mlp = MLP(5, (7,), dropout=0.5, rngs=nnx.Rngs(0))
     mlp.eval()

@@ -155,6 +155,14 @@ def test_dice_is_a_gated_leaky_relu():
     np.testing.assert_allclose(layer(s), s, rtol=1e-6)
 
 
+def test_dice_stays_float32_in_bfloat16():
+    numbers = np.random.default_rng(0).normal(32, 0.1, size=(64, 80))
+    s = jnp.asarray(numbers, jnp.bfloat16)
+    want = Dice(80)(s.astype(jnp.float32))
+    assert Dice(80)(s).dtype == jnp.float32
+    np.testing.assert_array_equal(Dice(80)(s), want)
+
+
 # ---------------------------------------------------------------- in the ranker
 
 

@@ -1,6 +1,7 @@
 """Every model as it is served: exported for any number of candidates."""
 
 import functools
+import re
 
 from flax import nnx
 import jax
@@ -38,6 +39,16 @@ CASES |= {
     )
     for execution in ("auto", "ragged")
 }
+CASES["auxiliary"] = (
+    "tokenmixer_large",
+    {
+        "num_blocks": 3,
+        "residual_interval": 1,
+        "auxiliary_weight": 0.1,
+        "token_dim": 8,
+    },
+    MeanPoolingConfig,
+)
 each_model = pytest.mark.parametrize(
     "case",  # "ragged" is traced for "auto" too, and no CPU would choose it
     [c if c != "ragged" else pytest.param(c, marks=pytest.mark.slow) for c in CASES],
@@ -84,6 +95,7 @@ def exported(case, **options):
     steps, state, *_ = make(case)
     score, dense = steps.scoring(state)
     dims = steps.engine.plan.dims
+    dense = export.scored_by(score, dense, steps.schema, dims)
     return export.exported(score, dense, steps.schema, dims, **options), dense
 
 
@@ -112,6 +124,17 @@ def test_candidates_are_scored_alike_whatever_a_request_is_filled_up_with(case):
     alone = jax.tree.map(lambda x: x.at[n:].set(0), inputs)
     found = [np.asarray(served(case)(*x))[:n] for x in (inputs, alone)]
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("case", ["auxiliary", "dcnv2"])
+def test_what_serves_training_alone_is_not_exported(case):
+    steps, state, *_ = make(case)
+    _, everything = steps.scoring(state)
+    _, dense = exported(case, platforms=("cpu",))
+    left_out = everything.keys() - dense.keys()
+    modules = {re.sub(r"/\d+/.*", "", name) for name in left_out}
+    expected = {"network/auxiliary_heads", "network/backbone/lower_norms"}
+    assert modules == (expected if case == "auxiliary" else set())
 
 
 @pytest.mark.slow

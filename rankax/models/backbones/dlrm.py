@@ -79,6 +79,11 @@ class DLRM(nnx.Module):
         """Builds both MLPs."""
         dim = inputs.dims["embedding"]
         has_numeric = inputs.num_numeric > 0
+        if config.use_batch_norm and not config.hidden_dims and not has_numeric:
+            raise ConfigError(
+                "model.backbone.use_batch_norm = True has no MLP: hidden_dims is empty "
+                "and the run has no numeric fields; set hidden_dims, or leave it False"
+            )
         self.bottom = Bottom(config, inputs, rngs=rngs) if has_numeric else None
         self.dtype = inputs.dtype
         num_tokens = inputs.num_fields + has_numeric

@@ -53,6 +53,15 @@ class RankMixerConfig(EmbeddingBackboneConfig):
     expansion: int = 2
     dropout: float = 0.0
 
+    def problems(self) -> list[str]:
+        """A width that cannot be cut into several tokens."""
+        if self.num_tokens or self.token_dim % 2 == 0:
+            return []
+        return [
+            f"token_dim = {self.token_dim} is odd, and would be one token, which mixes "
+            "with nothing; choose a multiple of 16, or set num_tokens"
+        ]
+
 
 class SliceTokenizer(nnx.Module):
     """All inputs in semantic order -> T equal slices, the last one padded -> tokens."""

@@ -72,7 +72,7 @@ class DIN(nnx.Module):
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(jnp.zeros(first))
         self.linears = nnx.List(
-            linear(a, b, dtype=dtype, rngs=rngs)
+            linear(a, b, dtype=dtype, result_dtype=jnp.float32, rngs=rngs)
             for a, b in zip(config.hidden_dims, [*others, 1], strict=True)
         )
         self.activations = nnx.List(Dice(width) for width in config.hidden_dims)
@@ -89,7 +89,7 @@ class DIN(nnx.Module):
         batch, length, num_columns, dim = events.shape
         is_event = jnp.arange(length) < lengths[:, None]  # [B, L]
         flat = events.reshape(batch, length, -1)
-        scores = self._scores(flat, events, targets).astype(jnp.float32)
+        scores = self._scores(flat, events, targets)
         if self.use_softmax:
             scores = scores / jnp.sqrt(jnp.float32(num_columns * dim))
             scores = jax.nn.softmax(jnp.where(is_event, scores, -1e9), axis=1)

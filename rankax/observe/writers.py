@@ -63,12 +63,12 @@ class MetricsWriter:
         stores.write_text(epath.Path(path), text)
         self._lines = path.open("a")
         if tensorboard:
-            # The suffix keeps a quick restart from overwriting the file before it.
+            # Names hold whole seconds: with nanoseconds, too, a quick restart does not
+            # write over the file before it, and sorts after it, as TensorBoard reads.
             # Not tensorboardX's SummaryWriter: its thread dies of a full disk, and the
             # run would wait for it.
-            self._events = EventsWriter(
-                str(self._outbox.path / "events"), f".from{resume_step}"
-            )
+            suffix = f".{time.time_ns()}.from{resume_step}"
+            self._events = EventsWriter(str(self._outbox.path / "events"), suffix)
             start = SessionLog(status=SessionLog.START)
             first_step = resume_step + 1 if resume_step else 0
             self._add_event(step=first_step, session_log=start)

@@ -1,5 +1,6 @@
 import json
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -94,16 +95,21 @@ def test_no_half_written_file_is_left(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_tensorboard_gets_every_number_and_forgets_after_a_resume(tmp_path):
+def test_tensorboard_gets_every_number_and_forgets_after_a_resume(
+    tmp_path, monkeypatch
+):
+    # All within a second, the unit of the files' names.
+    monkeypatch.setattr(time, "time", lambda: 1.8e9)
     written(tmp_path, [1, 2, 3], tensorboard=True)
+    written(tmp_path, [3], resume_step=2, tensorboard=True)
     written(tmp_path, [3], resume_step=2, tensorboard=True)
     seen = list(events(tmp_path))
     scalars = [(e.step, v.tag, v.simple_value) for e in seen for v in e.summary.value]
     assert scalars[:2] == [(1, "train/loss", 1.0), (2, "train/loss", 0.5)]
-    assert len(scalars) == 4
+    assert [step for step, *_ in scalars] == [1, 2, 3, 3, 3]
     # TensorBoard drops earlier events from the step of a START event on.
     starts = [
         e.step for e in seen if e.session_log.status == event_pb2.SessionLog.START
     ]
-    assert starts == [0, 3]
+    assert starts == [0, 3, 3]
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
